@@ -1,0 +1,2 @@
+//! The galerne binary.
+fn main() {}

@@ -1,0 +1,153 @@
+//! Where engine and guests meet: traits the plugin crate implements and the engine and server call.
+
+use std::sync::Arc;
+
+use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
+use crate::ids::TokenId;
+use crate::sampling::{Candidate, PlanError, SamplingPlan};
+
+/// Why a guest's call failed. It ends the request it served and nothing else.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum GuestError {
+    /// The guest executed `unreachable`, overflowed its stack, or broke the component ABI.
+    #[error("guest \"{guest}\" trapped in {call}: {reason}")]
+    Trap {
+        /// The guest's name.
+        guest: String,
+        /// The called function.
+        call: &'static str,
+        /// The runtime's description.
+        reason: String,
+    },
+    /// The call did not end in time.
+    #[error("guest \"{guest}\" ran past its limit of {limit_ms} ms in {call}")]
+    Deadline {
+        /// The guest's name.
+        guest: String,
+        /// The called function.
+        call: &'static str,
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// The guest asked for more of something than it may have.
+    #[error("guest \"{guest}\" exceeded its limit in {call}: {limit}")]
+    Limit {
+        /// The guest's name.
+        guest: String,
+        /// The called function.
+        call: &'static str,
+        /// Which limit, and its value.
+        limit: String,
+    },
+    /// The guest refused, with its own words.
+    #[error("guest \"{guest}\" refused in {call}: {message}")]
+    Refused {
+        /// The guest's name.
+        guest: String,
+        /// The called function.
+        call: &'static str,
+        /// The guest's message.
+        message: String,
+    },
+    /// The guest's plan cannot be executed.
+    #[error("guest \"{guest}\": {error}")]
+    Plan {
+        /// The guest's name.
+        guest: String,
+        /// What is wrong with it.
+        error: PlanError,
+    },
+    /// The file is not a component of the expected world.
+    #[error("guest \"{guest}\" does not fit the world {world}: {reason}")]
+    Link {
+        /// The guest's name.
+        guest: String,
+        /// Package, world and version.
+        world: &'static str,
+        /// Missing or unexpected imports and exports.
+        reason: String,
+    },
+}
+
+/// What a sampling guest is told before a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanStep {
+    /// Output tokens so far.
+    pub position: u32,
+    /// Tokens accepted since the last call, oldest first (the guest's feedback).
+    pub accepted: Vec<TokenId>,
+}
+
+/// A sampling guest's answer to a question, ready or not.
+#[derive(Debug)]
+pub enum Answer<T> {
+    /// Still running; the sequence sits out the step.
+    Pending,
+    /// Done.
+    Ready(Result<T, GuestError>),
+}
+
+/// Called from another thread whenever an answer becomes ready; wakes the engine.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// A sampling guest's state for one sequence. Calls never block: they start work on the guest's own threads,
+/// and the answer is taken later. At most one question is open at a time.
+pub trait SamplerSession: Send {
+    /// Asks for the plan of the next step. Answered through [`take_plan`](Self::take_plan).
+    fn request_plan(&mut self, step: PlanStep);
+    /// The plan, if it is there. Ready once per request.
+    fn take_plan(&mut self) -> Answer<SamplingPlan>;
+    /// Shows candidates, most likely first. Answered through [`take_choice`](Self::take_choice).
+    fn request_choice(&mut self, candidates: Vec<Candidate>);
+    /// The index into the candidates, if it is there. Ready once per request; already bounds-checked.
+    fn take_choice(&mut self) -> Answer<usize>;
+}
+
+/// A sampling guest that is loaded and can serve sequences.
+pub trait SamplerFactory: Send + Sync {
+    /// A session for one sequence. Blocks for at most the per-request deadline.
+    ///
+    /// # Errors
+    /// The guest refused the parameters, trapped or ran late.
+    fn session(
+        &self,
+        params_json: &str,
+        vocabulary: u32,
+        seed: u64,
+        waker: Waker,
+    ) -> Result<Box<dyn SamplerSession>, GuestError>;
+}
+
+/// A chat format guest that is loaded.
+pub trait ChatFormat: Send + Sync {
+    /// The conversation as segments of text and special tokens, ready to be tokenized. Blocks.
+    ///
+    /// # Errors
+    /// The guest refused the messages, trapped or ran late.
+    fn render(
+        &self,
+        messages: &[Message],
+        tools: &[ToolSpec],
+        options: &ChatOptions,
+    ) -> Result<Vec<Segment>, ChatError>;
+
+    /// A parser for one answer. Blocks for at most the per-request deadline.
+    ///
+    /// # Errors
+    /// The guest trapped or ran late.
+    fn parser(&self, options: &ChatOptions) -> Result<Box<dyn ChatParser>, ChatError>;
+}
+
+/// Splits one streamed answer into content, reasoning and tool calls. Calls block for at most the per-token deadline.
+pub trait ChatParser: Send {
+    /// The deltas that `text` completes; text that might begin a marker is held back.
+    ///
+    /// # Errors
+    /// The guest trapped or ran late; the parser is unusable afterwards.
+    fn push(&mut self, text: &str) -> Result<Vec<Delta>, ChatError>;
+    /// What was held back.
+    ///
+    /// # Errors
+    /// As for [`push`](Self::push).
+    fn finish(&mut self) -> Result<Vec<Delta>, ChatError>;
+}

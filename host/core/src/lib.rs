@@ -1,0 +1,11 @@
+//! Plain data shared by every part of Galerne. Knows no I/O, no wasm runtime, no device and no clock.
+
+pub mod chat;
+pub mod dtype;
+pub mod graph;
+pub mod guest;
+pub mod ids;
+pub mod limits;
+pub mod sampling;
+pub mod validate;
+pub mod weights;

@@ -1,0 +1,132 @@
+//! What decides the next token: a plan the device executes, and the candidates a guest may choose from.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::TokenId;
+
+/// How the next token of one sequence is drawn. Executed by the host on the logits, in this order: bias,
+/// repetition, frequency and presence penalties, temperature, then top-k, top-p and min-p; or a forced token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SamplingPlan {
+    /// 0 takes the most likely token; above 0 logits are divided by it.
+    pub temperature: f32,
+    /// Keep the `top_k` most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set whose probability reaches this; 1 keeps all (Holtzman et al. 2019).
+    pub top_p: f32,
+    /// Keep tokens at least this fraction as likely as the best; 0 keeps all (Nguyen et al. 2024).
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen in prompt and output; 1 is off (Keskar et al. 2019).
+    pub repetition_penalty: f32,
+    /// Subtracted once per occurrence in the output.
+    pub frequency_penalty: f32,
+    /// Subtracted if the token is in the output.
+    pub presence_penalty: f32,
+    /// Added to these tokens' logits, before anything else.
+    pub bias: Vec<(TokenId, f32)>,
+    /// If not empty these tokens come next, in order, whatever the logits say.
+    pub forced: Vec<TokenId>,
+    /// Steps this plan stays valid before the guest is asked again; 0 means until the end.
+    pub valid_steps: u32,
+    /// If above 0 the host draws nothing and shows the guest so many of the most likely tokens after the
+    /// filters above; the guest chooses.
+    pub candidates: u32,
+}
+
+impl Default for SamplingPlan {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            bias: Vec::new(),
+            forced: Vec::new(),
+            valid_steps: 0,
+            candidates: 0,
+        }
+    }
+}
+
+/// A plan that cannot be executed, with the field that is wrong.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("sampling plan: {field} must be {expected}, got {got}")]
+pub struct PlanError {
+    /// The field of [`SamplingPlan`].
+    pub field: &'static str,
+    /// What would be accepted.
+    pub expected: &'static str,
+    /// What came.
+    pub got: String,
+}
+
+impl SamplingPlan {
+    /// Checks every number against its range, for a vocabulary of `vocabulary` tokens.
+    ///
+    /// # Errors
+    /// The first field out of range.
+    pub fn check(&self, vocabulary: u32, candidates_max: usize) -> Result<(), PlanError> {
+        let range = |field, value: f32, low: f32, high: f32, expected| {
+            if value.is_finite() && (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(PlanError { field, expected, got: value.to_string() })
+            }
+        };
+        range("temperature", self.temperature, 0.0, 100.0, "from 0 to 100")?;
+        range("top_p", self.top_p, 0.0, 1.0, "from 0 to 1")?;
+        range("min_p", self.min_p, 0.0, 1.0, "from 0 to 1")?;
+        range("repetition_penalty", self.repetition_penalty, 0.01, 100.0, "from 0.01 to 100")?;
+        range("frequency_penalty", self.frequency_penalty, -100.0, 100.0, "from -100 to 100")?;
+        range("presence_penalty", self.presence_penalty, -100.0, 100.0, "from -100 to 100")?;
+        for (token, bias) in &self.bias {
+            range("bias", *bias, -1e9, 1e9, "finite")?;
+            check_token("bias", *token, vocabulary)?;
+        }
+        if self.bias.len() > vocabulary as usize {
+            return Err(PlanError {
+                field: "bias",
+                expected: "at most one entry per token",
+                got: self.bias.len().to_string(),
+            });
+        }
+        for token in &self.forced {
+            check_token("forced", *token, vocabulary)?;
+        }
+        if self.forced.len() > 4_096 {
+            return Err(PlanError {
+                field: "forced",
+                expected: "at most 4096 tokens",
+                got: self.forced.len().to_string(),
+            });
+        }
+        if self.candidates as usize > candidates_max {
+            return Err(PlanError {
+                field: "candidates",
+                expected: "within the host's limit",
+                got: self.candidates.to_string(),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_token(field: &'static str, token: TokenId, vocabulary: u32) -> Result<(), PlanError> {
+    if token.0 < vocabulary {
+        Ok(())
+    } else {
+        Err(PlanError { field, expected: "tokens of the vocabulary", got: token.to_string() })
+    }
+}
+
+/// A token and its log-probability under the whole (temperature-scaled, penalised) distribution.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The token.
+    pub token: TokenId,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}

@@ -1,0 +1,1 @@
+//! Sans-IO, deterministic: sequences, block pool, prefix index, scheduler, lowering, runner.

@@ -1,0 +1,1 @@
+//! The only crate that knows QUIC and HTTP: listeners, routes, streams, client.

@@ -1,0 +1,251 @@
+//! The boundary between the engine and an accelerator: few object-safe methods, work submitted whole.
+
+use galerne_core::dtype::DType;
+use galerne_core::ids::{BlockId, TokenId};
+use galerne_core::sampling::{Candidate, SamplingPlan};
+use galerne_core::weights::WeightSource;
+
+use crate::program::Program;
+
+/// How exactly a device computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// The device's fast path: activations may be quantized for matmuls, KV in 16 bits.
+    Auto,
+    /// Everything in f32: weights dequantized exactly, KV in f32.
+    F32,
+}
+
+/// The KV pool a program is loaded with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvSpec {
+    /// Blocks in the pool.
+    pub blocks: usize,
+    /// Tokens in one block.
+    pub block_tokens: usize,
+}
+
+/// How a program is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// How exactly to compute.
+    pub precision: Precision,
+    /// The KV pool.
+    pub kv: KvSpec,
+    /// Most tokens in one step; buffers are sized for it once.
+    pub step_tokens_max: usize,
+    /// Most sequences in one step.
+    pub sequences_max: usize,
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// For example `cpu`.
+    pub name: String,
+    /// Instruction set or architecture in use, for example `avx512-vnni`.
+    pub isa: String,
+    /// Worker threads, or streaming multiprocessors.
+    pub threads: usize,
+}
+
+/// Why a device could not do something.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum DeviceError {
+    /// The program uses something this device lacks.
+    #[error("device {device} does not implement {op}; use another device or another model")]
+    Unsupported {
+        /// The device's name.
+        device: &'static str,
+        /// The op or dtype.
+        op: String,
+    },
+    /// A weight the program names is not there or has another shape.
+    #[error("weight \"{name}\": expected {expected}, got {got}; do config.json and the weight file belong together?")]
+    Weight {
+        /// Its name.
+        name: String,
+        /// What the program needs.
+        expected: String,
+        /// What there is.
+        got: String,
+    },
+    /// A batch breaks the contract of [`StepBatch`]: a host bug.
+    #[error("step batch: {what}: expected {expected}, got {got}")]
+    Batch {
+        /// The field.
+        what: &'static str,
+        /// What would be accepted.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// Memory could not be had.
+    #[error("device memory: {needed_bytes} bytes for {what} could not be allocated; lower --kv-blocks or use a smaller model")]
+    Memory {
+        /// What for.
+        what: &'static str,
+        /// How much.
+        needed_bytes: usize,
+    },
+    /// A worker died: a host bug.
+    #[error("device {device} failed while running a step: {reason}")]
+    Failed {
+        /// The device's name.
+        device: &'static str,
+        /// What is known.
+        reason: String,
+    },
+}
+
+/// One sequence's tokens in a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceSlice {
+    /// Index of its first token in [`StepBatch::tokens`]; slices follow each other without gaps.
+    pub first_token: usize,
+    /// Number of its tokens, at least 1.
+    pub tokens: usize,
+    /// Position in the sequence of its first token: the number of tokens already in the KV blocks.
+    pub position: u32,
+    /// KV blocks by position: token `p` lies in block `blocks[p / block_tokens]`. Long enough for the step's tokens.
+    pub blocks: Vec<BlockId>,
+}
+
+/// The tokens of one step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepBatch {
+    /// All tokens, sequence after sequence.
+    pub tokens: Vec<TokenId>,
+    /// The sequences they belong to.
+    pub sequences: Vec<SequenceSlice>,
+    /// Indices into `tokens` of the rows whose output is wanted, ascending.
+    pub output_rows: Vec<usize>,
+}
+
+/// What has been seen of a token, for penalties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenCount {
+    /// The token.
+    pub token: TokenId,
+    /// Occurrences in the output (0 if only in the prompt).
+    pub output: u32,
+}
+
+/// A request to draw one token from a row of the last step's logits.
+#[derive(Debug, Clone, Copy)]
+pub struct SampleRequest<'a> {
+    /// Row of the output: index into [`StepBatch::output_rows`].
+    pub row: usize,
+    /// How; already checked. `forced` is handled by the engine and ignored here.
+    pub plan: &'a SamplingPlan,
+    /// Every distinct token of prompt and output, if the plan has penalties; else may be empty.
+    pub seen: &'a [TokenCount],
+    /// A uniform number in `[0, 1)` that decides the draw.
+    pub uniform: f32,
+    /// If set, the log-probability (under the raw logits, before the plan) of the drawn token and of this many best ones.
+    pub logprobs: Option<u32>,
+}
+
+/// Log-probabilities under the raw logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the drawn token.
+    pub logprob: f32,
+    /// The most likely tokens, best first.
+    pub top: Vec<Candidate>,
+}
+
+/// What came of a [`SampleRequest`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum SampleOutcome {
+    /// A token was drawn.
+    Token {
+        /// The token.
+        token: TokenId,
+        /// If they were asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The plan asked for candidates: most likely first, at least one, at most `plan.candidates`, after the
+    /// plan's bias, penalties, temperature and filters. Log-probabilities are under the temperature-scaled,
+    /// penalised distribution over the whole vocabulary, before the filters.
+    Candidates(Vec<Candidate>),
+}
+
+/// An accelerator, or the CPU.
+pub trait Device: Send + Sync {
+    /// What it is.
+    fn info(&self) -> DeviceInfo;
+
+    /// Loads a program with its weights and a KV pool. All memory of later steps is taken here.
+    ///
+    /// # Errors
+    /// An op or dtype this device lacks, a missing weight, or not enough memory.
+    fn load(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        options: LoadOptions,
+    ) -> Result<Box<dyn LoadedProgram>, DeviceError>;
+}
+
+/// A program with its weights and KV pool on a device. One step at a time.
+pub trait LoadedProgram: Send {
+    /// Starts a step and returns while it runs.
+    ///
+    /// # Errors
+    /// A batch that breaks its contract; nothing was started.
+    fn submit(&mut self, batch: &StepBatch) -> Result<(), DeviceError>;
+
+    /// Waits for the step that was submitted last.
+    ///
+    /// # Errors
+    /// The device failed; the program is unusable.
+    fn wait(&mut self) -> Result<(), DeviceError>;
+
+    /// Draws tokens from the last step's logits, in the order of the requests.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn sample(&mut self, requests: &[SampleRequest<'_>]) -> Result<Vec<SampleOutcome>, DeviceError>;
+
+    /// The last step's output rows, `[outputs, width]` row-major, f32. For tests, embeddings and measurements.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn read_output(&mut self) -> Result<Vec<f32>, DeviceError>;
+
+    /// Copies KV blocks, all layers, `(from, to)`. Pairs do not overlap.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), DeviceError>;
+
+    /// Overwrites KV blocks with zeros, all layers: before a block goes from one tenant to another.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), DeviceError>;
+
+    /// Bytes of weights and of the KV pool as held.
+    fn memory(&self) -> MemoryUse;
+}
+
+/// Bytes a loaded program holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Weights, repacked copies included.
+    pub weight_bytes: usize,
+    /// The KV pool.
+    pub kv_bytes: usize,
+    /// Buffers and workspaces.
+    pub workspace_bytes: usize,
+}
+
+/// The element type of the KV pool under a precision, for planning its size.
+#[must_use]
+pub fn kv_dtype(precision: Precision) -> DType {
+    match precision {
+        Precision::Auto => DType::F16,
+        Precision::F32 => DType::F32,
+    }
+}
