@@ -70,6 +70,18 @@ pub enum DeviceError {
         /// What there is.
         got: String,
     },
+    /// A program's instruction does not fit its buffers or weights: a host bug.
+    #[error("program: instruction {instr}: {what}: expected {expected}, got {got}; this is a bug in the lowering")]
+    Program {
+        /// Its index in [`Program::instrs`]; one past the last for the output.
+        instr: usize,
+        /// The operand.
+        what: &'static str,
+        /// What would be accepted.
+        expected: String,
+        /// What came.
+        got: String,
+    },
     /// A batch breaks the contract of [`StepBatch`]: a host bug.
     #[error("step batch: {what}: expected {expected}, got {got}")]
     Batch {

@@ -1,1 +1,23 @@
-//! What a plugin author uses.
+//! What a plugin author uses: typed traits for the worlds of the contract, and a graph builder that reads like
+//! a model's paper. Knows nothing of the host.
+//!
+//! A guest is a library crate that depends on this one with the feature of its world, implements the
+//! world's trait, and names its type once:
+//!
+//! ```ignore
+//! struct MyModel;
+//! impl galerne_sdk::model::Architecture for MyModel { … }
+//! galerne_sdk::export_model!(MyModel);
+//! ```
+
+#[cfg(feature = "chat")]
+pub mod chat;
+#[cfg(feature = "model")]
+pub mod graph;
+#[cfg(feature = "model")]
+pub mod model;
+#[cfg(feature = "sampling")]
+pub mod sampling;
+
+/// JSON values, for configurations and parameters.
+pub use serde_json as json;

@@ -54,7 +54,7 @@ impl DType {
     /// Bytes of a row of `elements`, or `None` if the row is not whole blocks or overflows.
     #[must_use]
     pub const fn row_bytes(self, elements: usize) -> Option<usize> {
-        if elements % self.block_elements() != 0 {
+        if !elements.is_multiple_of(self.block_elements()) {
             return None;
         }
         (elements / self.block_elements()).checked_mul(self.block_bytes())
@@ -76,9 +76,16 @@ impl DType {
     /// The type with this [`name`](Self::name).
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::F32, Self::F16, Self::Bf16, Self::Q4_0, Self::Q4_1, Self::Q8_0]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+        [
+            Self::F32,
+            Self::F16,
+            Self::Bf16,
+            Self::Q4_0,
+            Self::Q4_1,
+            Self::Q8_0,
+        ]
+        .into_iter()
+        .find(|dtype| dtype.name() == name)
     }
 }
 

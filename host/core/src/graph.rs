@@ -19,6 +19,16 @@ pub enum Rows {
     Sequences,
 }
 
+impl std::fmt::Display for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tokens => "tokens",
+            Self::Outputs => "outputs",
+            Self::Sequences => "sequences",
+        })
+    }
+}
+
 /// The inferred shape of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ValueShape {
@@ -35,6 +45,12 @@ impl ValueShape {
     #[must_use]
     pub fn row_elements(self) -> u64 {
         u64::from(self.heads) * u64::from(self.width)
+    }
+}
+
+impl std::fmt::Display for ValueShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "[{}, {}, {}]", self.rows, self.heads, self.width)
     }
 }
 

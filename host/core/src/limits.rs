@@ -9,6 +9,8 @@ pub struct GraphLimits {
     pub nodes_max: usize,
     /// Elements in one row of any value.
     pub row_elements_max: u64,
+    /// Elements in one row of every value of a graph together: what a step may need per token.
+    pub graph_elements_max: u64,
     /// Bytes of a weight name.
     pub name_bytes_max: usize,
     /// Inputs of one concat, experts of one mixture.
@@ -24,6 +26,7 @@ impl Default for GraphLimits {
         Self {
             nodes_max: 65_536,
             row_elements_max: 1 << 20,
+            graph_elements_max: 1 << 27,
             name_bytes_max: 256,
             parts_max: 1_024,
             context_tokens_max: 1 << 20,

@@ -73,15 +73,37 @@ impl SamplingPlan {
             if value.is_finite() && (low..=high).contains(&value) {
                 Ok(())
             } else {
-                Err(PlanError { field, expected, got: value.to_string() })
+                Err(PlanError {
+                    field,
+                    expected,
+                    got: value.to_string(),
+                })
             }
         };
         range("temperature", self.temperature, 0.0, 100.0, "from 0 to 100")?;
         range("top_p", self.top_p, 0.0, 1.0, "from 0 to 1")?;
         range("min_p", self.min_p, 0.0, 1.0, "from 0 to 1")?;
-        range("repetition_penalty", self.repetition_penalty, 0.01, 100.0, "from 0.01 to 100")?;
-        range("frequency_penalty", self.frequency_penalty, -100.0, 100.0, "from -100 to 100")?;
-        range("presence_penalty", self.presence_penalty, -100.0, 100.0, "from -100 to 100")?;
+        range(
+            "repetition_penalty",
+            self.repetition_penalty,
+            0.01,
+            100.0,
+            "from 0.01 to 100",
+        )?;
+        range(
+            "frequency_penalty",
+            self.frequency_penalty,
+            -100.0,
+            100.0,
+            "from -100 to 100",
+        )?;
+        range(
+            "presence_penalty",
+            self.presence_penalty,
+            -100.0,
+            100.0,
+            "from -100 to 100",
+        )?;
         for (token, bias) in &self.bias {
             range("bias", *bias, -1e9, 1e9, "finite")?;
             check_token("bias", *token, vocabulary)?;
@@ -118,7 +140,11 @@ fn check_token(field: &'static str, token: TokenId, vocabulary: u32) -> Result<(
     if token.0 < vocabulary {
         Ok(())
     } else {
-        Err(PlanError { field, expected: "tokens of the vocabulary", got: token.to_string() })
+        Err(PlanError {
+            field,
+            expected: "tokens of the vocabulary",
+            got: token.to_string(),
+        })
     }
 }
 

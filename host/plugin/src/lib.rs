@@ -1,1 +1,46 @@
-//! The only crate that knows wasmtime: bindings, conversions, limits.
+//! Runs guests: the only crate that knows wasmtime. Knows no engine, no HTTP, no files and no tokenizer.
+//!
+//! A guest is a component of one of three worlds (see `wit/`): [`ModelGuest`], [`ChatGuest`] or [`SamplerGuest`].
+//! [`PluginHost`] compiles and links it; each call then runs in a store with limits of its own:
+//!
+//! - **Time**: a deadline per call. One thread advances the epoch every 10 ms while guests exist, and compiled
+//!   code checks it at every loop and function entry, so a call ends at most two ticks late.
+//! - **Memory**: a cap on all linear memories of an instance together, on table elements, and on the number of
+//!   instances, memories and tables.
+//! - **The boundary**: a cap on what one call may make the host allocate, and on live resource handles.
+//! - **Stack**: 512 KiB of wasm stack, on the caller's thread. Threads that call guests need the usual 2 MiB.
+//!
+//! A call that traps, runs late or exceeds a limit gives a [`GuestError`](galerne_core::guest::GuestError) and its
+//! store is dropped; the next call of the guest starts in a new one. Guests import nothing, so a call never waits
+//! for anything and runs as a plain function call: no fibers, and no async stacks to zero.
+//!
+//! # What is not bounded
+//!
+//! Compiling runs in this process. The size of a component is limited; the time and memory the compiler takes are
+//! not, because a running compilation cannot be stopped from outside. Do not load components of strangers where
+//! that matters.
+//!
+//! # Fairness
+//!
+//! Questions to samplers wait in one queue and are answered by [`PluginOptions::workers`] threads, first come,
+//! first served. A guest that loops holds one worker until the per-step deadline and then loses its session; with
+//! two workers (the default) the others' plans go on meanwhile.
+
+mod bindings;
+mod chat;
+mod compile;
+mod convert;
+mod errors;
+mod host;
+mod instance;
+mod limiter;
+mod model;
+mod runtime;
+mod sampler;
+mod workers;
+
+pub use chat::ChatGuest;
+pub use errors::PluginError;
+pub use host::{PluginHost, PluginOptions};
+pub use model::ModelGuest;
+pub use sampler::SamplerGuest;

@@ -1,1 +1,34 @@
-//! The CPU device.
+//! The CPU device. Kernels are written once over [`simd`] and compiled for plain Rust, AVX2 and AVX-512; the
+//! one in use is chosen at run time. Only [`device`] knows the engine's trait, only [`exec`] knows programs.
+
+mod attention;
+mod check;
+mod device;
+mod elementwise;
+mod exec;
+mod isa;
+mod kv;
+mod layout;
+mod linear;
+mod linear_plain;
+mod linear_q4_0;
+mod linear_q4_1;
+mod linear_q8_0;
+mod load;
+mod memory;
+mod mixture;
+mod norm;
+mod pool;
+mod quantize_rows;
+mod rope;
+mod sampler;
+mod simd;
+#[cfg(target_arch = "x86_64")]
+mod simd_avx2;
+#[cfg(target_arch = "x86_64")]
+mod simd_avx512;
+mod simd_portable;
+mod weights;
+
+pub use device::{CpuDevice, CpuOptions};
+pub use isa::Isa;

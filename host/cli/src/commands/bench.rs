@@ -1,0 +1,291 @@
+//! `galerne bench engine`: prefill, decode and batched decode of a packaged model through the real engine.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand};
+use galerne_core::ids::{TenantId, TenantSalt, TokenId};
+use galerne_core::sampling::SamplingPlan;
+use galerne_engine::request::{Event, EventSink, Request, Sampling};
+use galerne_kernels::device::Device as _;
+use galerne_plugin::{PluginHost, PluginOptions};
+use galerne_store::store::Store;
+use serde::Serialize;
+
+use crate::config::{DataArgs, DeviceArgs};
+use crate::load::{self, RunningModel};
+use crate::guests;
+
+/// Subcommands of `galerne bench`.
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// Prefill, decode and batched decode of one model, without the network
+    Engine(EngineBenchArgs),
+}
+
+/// Options of `galerne bench engine`.
+#[derive(Debug, Args)]
+pub(super) struct EngineBenchArgs {
+    /// Model to measure [default: the data folder's only one]
+    #[arg(short, long)]
+    model: Option<String>,
+    /// Prompt lengths to prefill, in tokens
+    #[arg(long, value_delimiter = ',', default_values_t = [128, 512])]
+    prefill: Vec<u32>,
+    /// Output tokens of the decode runs
+    #[arg(long, default_value = "128")]
+    decode: u32,
+    /// Numbers of sequences decoded together
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32])]
+    batch: Vec<u32>,
+    /// Runs of each measurement; the median is printed with the extremes
+    #[arg(long, default_value = "5")]
+    runs: u32,
+    /// Also decode with this sampling guest, alternating with plain sampling, and print the ratio
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// One measured figure in tokens per second.
+#[derive(Debug, Serialize)]
+struct Figure {
+    name: String,
+    median_tokens_per_s: f64,
+    min_tokens_per_s: f64,
+    max_tokens_per_s: f64,
+}
+
+impl Figure {
+    fn of(name: String, mut rates: Vec<f64>) -> Result<Self> {
+        rates.sort_by(f64::total_cmp);
+        let (Some(min), Some(max)) = (rates.first(), rates.last()) else {
+            bail!("{name}: no runs; give --runs at least 1");
+        };
+        Ok(Self {
+            name,
+            median_tokens_per_s: rates[rates.len() / 2],
+            min_tokens_per_s: *min,
+            max_tokens_per_s: *max,
+        })
+    }
+}
+
+pub(super) fn run(data: &DataArgs, command: BenchCommand) -> Result<()> {
+    let BenchCommand::Engine(args) = command;
+    ensure!(args.runs > 0, "--runs: expected at least 1");
+    ensure!(args.decode > 1, "--decode: expected at least 2 tokens");
+    let store = Store::open(&data.folder()?)?;
+    let name = match &args.model {
+        Some(name) => name.clone(),
+        None => only_model(&store)?,
+    };
+    let plugins = PluginHost::new(PluginOptions::default())?;
+    let device = load::device(&args.device)?;
+    let model = load::start(&store.open_package(&name)?, &plugins, &device, &args.device)?;
+    let info = device.info();
+    if !args.json {
+        println!("{name} on {} ({}, {} threads), precision {:?}", info.name, info.isa, info.threads, args.device.precision);
+    }
+    let bench = Bench { model: &model, plugins: &plugins, args: &args };
+    let figures = bench.all()?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&figures)?);
+    }
+    model.engine.shutdown();
+    Ok(())
+}
+
+fn only_model(store: &Store) -> Result<String> {
+    let mut models = store.list()?;
+    match (models.pop(), models.is_empty()) {
+        (Some(model), true) => Ok(model.name),
+        (None, _) => bail!("no models; import one with `galerne model import SOURCE --name NAME`"),
+        (Some(_), false) => bail!("several models; choose one with -m NAME"),
+    }
+}
+
+struct Bench<'a> {
+    model: &'a RunningModel,
+    plugins: &'a PluginHost,
+    args: &'a EngineBenchArgs,
+}
+
+/// When each token of a sequence came.
+struct Times {
+    begin: Instant,
+    tokens: Vec<Instant>,
+}
+
+impl Bench<'_> {
+    fn all(&self) -> Result<Vec<Figure>> {
+        let mut figures = Vec::new();
+        // The first run pays for page faults and frequency changes; it does not count.
+        self.decode(1, 16, None)?;
+        for &tokens in &self.args.prefill {
+            let rates = self.repeat(|| self.prefill(tokens))?;
+            self.push(&mut figures, format!("prefill {tokens}"), rates)?;
+        }
+        for &sequences in &self.args.batch {
+            let rates = self.repeat(|| self.decode(sequences, self.args.decode, None))?;
+            self.push(&mut figures, format!("decode {} x {sequences}", self.args.decode), rates)?;
+        }
+        if let Some(name) = &self.args.sampler {
+            self.compare(name, &mut figures)?;
+        }
+        Ok(figures)
+    }
+
+    fn repeat(&self, mut run: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
+        (0..self.args.runs).map(|_| run()).collect()
+    }
+
+    fn push(&self, figures: &mut Vec<Figure>, name: String, rates: Vec<f64>) -> Result<()> {
+        let figure = Figure::of(name, rates)?;
+        if !self.args.json {
+            println!(
+                "{:<28} {:>8.1} tokens/s  ({:.1} to {:.1})",
+                figure.name, figure.median_tokens_per_s, figure.min_tokens_per_s, figure.max_tokens_per_s
+            );
+        }
+        figures.push(figure);
+        Ok(())
+    }
+
+    /// Alternates plain and guest sampling at batch 1, so that a drifting machine moves both.
+    fn compare(&self, name: &str, figures: &mut Vec<Figure>) -> Result<()> {
+        let (mut plain, mut guest, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.args.runs {
+            let without = self.decode(1, self.args.decode, None)?;
+            let with = self.decode(1, self.args.decode, Some(name))?;
+            plain.push(without);
+            guest.push(with);
+            ratios.push(with / without);
+        }
+        self.push(figures, "decode, plain sampling".to_owned(), plain)?;
+        self.push(figures, format!("decode, guest {name}"), guest)?;
+        ratios.sort_by(f64::total_cmp);
+        if !self.args.json {
+            println!(
+                "{:<28} {:>8.3}            ({:.3} to {:.3})",
+                format!("ratio {name} / plain"),
+                ratios[ratios.len() / 2],
+                ratios[0],
+                ratios[ratios.len() - 1]
+            );
+        }
+        Ok(())
+    }
+
+    /// Prompt tokens over the time to the first output token.
+    fn prefill(&self, tokens: u32) -> Result<f64> {
+        let (sender, receiver) = channel();
+        let begin = self.submit(0, tokens, 1, Sampling::Plan(greedy()), sender)?;
+        let times = collect(1, &receiver, &[begin])?;
+        let first = times[0].tokens.first().context("no token came")?;
+        Ok(f64::from(tokens) / (*first - times[0].begin).as_secs_f64())
+    }
+
+    /// Output tokens of all sequences over the time between the last first token and the first last token:
+    /// only while all of them decode.
+    fn decode(&self, sequences: u32, tokens: u32, sampler: Option<&str>) -> Result<f64> {
+        let (sender, receiver) = channel();
+        let mut begins = Vec::new();
+        for index in 0..sequences {
+            let sampling = match sampler {
+                None => Sampling::Plan(SamplingPlan { temperature: 1.0, ..SamplingPlan::default() }),
+                Some(name) => self.guest(name)?,
+            };
+            begins.push(self.submit(index, 16, tokens, sampling, sender.clone())?);
+        }
+        let times = collect(sequences as usize, &receiver, &begins)?;
+        let from = times.iter().filter_map(|times| times.tokens.first()).max().context("no token came")?;
+        let to = times.iter().filter_map(|times| times.tokens.last()).min().context("no token came")?;
+        let counted: usize =
+            times.iter().map(|times| times.tokens.iter().filter(|at| *at > from && *at <= to).count()).sum();
+        ensure!(counted > 0, "the sequences never decoded together; give a larger --decode or --sequences");
+        Ok(counted as f64 / (*to - *from).as_secs_f64())
+    }
+
+    fn guest(&self, name: &str) -> Result<Sampling> {
+        let samplers = guests::samplers(self.plugins, &[])?;
+        let factory = samplers.get(name).with_context(|| format!("no sampling guest \"{name}\" in this build"))?;
+        let session = factory.session("{}", self.model.engine.vocabulary(), 1, self.model.engine.waker())?;
+        Ok(Sampling::Guest(session))
+    }
+
+    fn submit(
+        &self,
+        index: u32,
+        prompt_tokens: u32,
+        tokens_max: u32,
+        sampling: Sampling,
+        sender: Sender<(usize, Arrival)>,
+    ) -> Result<Instant> {
+        let vocabulary = self.model.engine.vocabulary();
+        // Any tokens do: speed does not depend on what they mean. Differing prompts keep the prefix cache out.
+        let prompt = (0..prompt_tokens)
+            .map(|at| TokenId((at.wrapping_mul(7_919) ^ index.wrapping_mul(104_729)) % vocabulary))
+            .collect();
+        let request = Request {
+            tenant: TenantId(0),
+            salt: TenantSalt([0; 16]),
+            prompt,
+            tokens_max,
+            stop_tokens: Vec::new(),
+            ignore_eos: true,
+            sampling,
+            seed: u64::from(index),
+            logprobs: None,
+            use_prefix_cache: false,
+        };
+        let begin = Instant::now();
+        self.model.engine.submit(request, Box::new(Sink { index: index as usize, sender }))?;
+        Ok(begin)
+    }
+}
+
+fn greedy() -> SamplingPlan {
+    SamplingPlan { temperature: 0.0, ..SamplingPlan::default() }
+}
+
+enum Arrival {
+    Token(Instant),
+    Done(Result<(), String>),
+}
+
+struct Sink {
+    index: usize,
+    sender: Sender<(usize, Arrival)>,
+}
+
+impl EventSink for Sink {
+    fn send(&self, event: Event) {
+        let arrival = match event {
+            Event::Token { .. } => Arrival::Token(Instant::now()),
+            Event::Finished { .. } => Arrival::Done(Ok(())),
+            Event::Failed(error) => Arrival::Done(Err(error.to_string())),
+        };
+        // The receiver goes only when the bench has failed already.
+        let _ = self.sender.send((self.index, arrival));
+    }
+}
+
+fn collect(sequences: usize, receiver: &Receiver<(usize, Arrival)>, begins: &[Instant]) -> Result<Vec<Times>> {
+    let mut times: Vec<Times> =
+        begins.iter().map(|begin| Times { begin: *begin, tokens: Vec::new() }).collect();
+    let mut done = 0;
+    while done < sequences {
+        match receiver.recv().context("the engine ended")? {
+            (index, Arrival::Token(at)) => times[index].tokens.push(at),
+            (_, Arrival::Done(Ok(()))) => done += 1,
+            (_, Arrival::Done(Err(error))) => bail!("a sequence failed: {error}"),
+        }
+    }
+    Ok(times)
+}

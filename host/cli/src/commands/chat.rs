@@ -1,0 +1,237 @@
+//! `galerne chat`: streams answers over HTTP/3 and says how fast they came.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use clap::Args;
+use galerne_server::client::{Client, ClientOptions};
+use serde_json::{Value, json};
+
+use crate::config::DataArgs;
+
+/// Options of `galerne chat`.
+#[derive(Debug, Args)]
+#[command(after_help = "Without a PROMPT: a conversation. /reset forgets it, /exit or Ctrl-D ends it, Ctrl-C ends an answer.")]
+pub(super) struct ChatArgs {
+    /// What to ask
+    prompt: Option<String>,
+    /// The host
+    #[arg(long, value_name = "URL", default_value = "https://localhost:8443")]
+    server: String,
+    /// Certificate to trust, in PEM [default: the data folder's development certificate]
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+    /// Trust any certificate: only for tests
+    #[arg(long)]
+    insecure: bool,
+    /// Model to ask [default: the host's only one]
+    #[arg(short, long)]
+    model: Option<String>,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// 0 always takes the most likely token
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Seed of the draw
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// Sampling guest to draw with, for example mirostat
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<String>,
+}
+
+pub(super) fn run(data: &DataArgs, args: ChatArgs) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ca = match (&args.ca, args.insecure) {
+        (Some(file), _) => Some(file.clone()),
+        (None, true) => None,
+        (None, false) => Some(data.folder()?.join("tls/cert.pem")).filter(|file| file.exists()),
+    };
+    let options = ClientOptions {
+        url: args.server.clone(),
+        ca,
+        insecure: args.insecure,
+        connect_timeout: Duration::from_secs(5),
+    };
+    runtime.block_on(async {
+        let client = Client::connect(options).await.with_context(|| format!("connect to {}", args.server))?;
+        let model = match &args.model {
+            Some(model) => model.clone(),
+            None => only_model(&client).await?,
+        };
+        let mut conversation = Conversation::new(&client, &model, &args);
+        if let Some(prompt) = &args.prompt {
+            conversation.ask(prompt).await
+        } else {
+            println!("{model} at {}; /reset forgets, /exit ends", args.server);
+            conversation.repl().await
+        }
+    })
+}
+
+async fn only_model(client: &Client) -> Result<String> {
+    let mut response = client.request("GET", "/v1/models", &[], Bytes::new()).await?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        ensure!(body.len() < 1 << 20, "the list of models is over 1 MiB");
+    }
+    let list: Value = serde_json::from_slice(&body).context("read the list of models")?;
+    let names: Vec<&str> =
+        list["data"].as_array().into_iter().flatten().filter_map(|model| model["id"].as_str()).collect();
+    match names.as_slice() {
+        [one] => Ok((*one).to_owned()),
+        [] => bail!("the host serves no models"),
+        many => bail!("the host serves several models; choose one with -m: {}", many.join(", ")),
+    }
+}
+
+struct Conversation<'a> {
+    client: &'a Client,
+    model: &'a str,
+    args: &'a ChatArgs,
+    messages: Vec<Value>,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(client: &'a Client, model: &'a str, args: &'a ChatArgs) -> Self {
+        let mut conversation = Self { client, model, args, messages: Vec::new() };
+        conversation.reset();
+        conversation
+    }
+
+    fn reset(&mut self) {
+        self.messages.clear();
+        if let Some(system) = &self.args.system {
+            self.messages.push(json!({"role": "system", "content": system}));
+        }
+    }
+
+    async fn repl(&mut self) -> Result<()> {
+        let mut editor = rustyline::DefaultEditor::new()?;
+        loop {
+            let line = match editor.readline("> ") {
+                Ok(line) => line,
+                Err(rustyline::error::ReadlineError::Interrupted) => continue,
+                Err(rustyline::error::ReadlineError::Eof) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            match line.trim() {
+                "" => continue,
+                "/exit" => return Ok(()),
+                "/reset" => {
+                    self.reset();
+                    continue;
+                }
+                _ => {}
+            }
+            let _ = editor.add_history_entry(&line);
+            let before = self.messages.len();
+            tokio::select! {
+                asked = self.ask(&line) => if let Err(error) = asked {
+                    eprintln!("\ngalerne: {error:#}");
+                },
+                // Dropping the answer's stream resets it, and the host stops computing.
+                _ = tokio::signal::ctrl_c() => println!("\n[stopped]"),
+            }
+            if self.messages.len() == before + 1 {
+                self.messages.truncate(before);
+            }
+        }
+    }
+
+    async fn ask(&mut self, prompt: &str) -> Result<()> {
+        self.messages.push(json!({"role": "user", "content": prompt}));
+        let answer = self.stream().await?;
+        self.messages.push(json!({"role": "assistant", "content": answer}));
+        Ok(())
+    }
+
+    fn body(&self) -> Value {
+        let mut body = json!({
+            "model": self.model, "messages": self.messages, "stream": true,
+            "stream_options": {"include_usage": true},
+        });
+        let args = self.args;
+        let mut set = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                body[name] = value;
+            }
+        };
+        set("temperature", args.temperature.map(Value::from));
+        set("seed", args.seed.map(Value::from));
+        set("max_tokens", args.max_tokens.map(Value::from));
+        set("sampler", args.sampler.as_ref().map(|name| json!({"name": name, "params": {}})));
+        body
+    }
+
+    async fn stream(&self) -> Result<String> {
+        let begin = Instant::now();
+        let mut stream = self.client.sse("/v1/chat/completions", &self.body()).await?;
+        let mut timing = Timing { begin, first: None, last: begin, tokens: 0 };
+        let mut answer = String::new();
+        let mut done = false;
+        while let Some(event) = stream.next().await? {
+            if event.data == "[DONE]" {
+                done = true;
+                break;
+            }
+            let chunk: Value = serde_json::from_str(&event.data).context("read an event of the answer")?;
+            if let Some(message) = chunk["error"]["message"].as_str() {
+                bail!("{message}");
+            }
+            let delta = &chunk["choices"][0]["delta"];
+            for field in ["reasoning_content", "content"] {
+                if let Some(text) = delta[field].as_str().filter(|text| !text.is_empty()) {
+                    timing.text();
+                    print!("{text}");
+                    std::io::stdout().flush()?;
+                    if field == "content" {
+                        answer.push_str(text);
+                    }
+                }
+            }
+            if let Some(tokens) = chunk["usage"]["completion_tokens"].as_u64() {
+                timing.tokens = tokens;
+            }
+        }
+        ensure!(done, "the answer ended before its last event; the connection or the host was lost");
+        println!("\n{}", timing.line(self.client.transport()));
+        Ok(answer)
+    }
+}
+
+struct Timing {
+    begin: Instant,
+    first: Option<Instant>,
+    last: Instant,
+    tokens: u64,
+}
+
+impl Timing {
+    fn text(&mut self) {
+        self.last = Instant::now();
+        self.first.get_or_insert(self.last);
+    }
+
+    fn line(&self, transport: &str) -> String {
+        let Some(first) = self.first else {
+            return format!("[no text · {} tokens · {transport}]", self.tokens);
+        };
+        let ttft_ms = (first - self.begin).as_secs_f64() * 1e3;
+        let decode_s = (self.last - first).as_secs_f64();
+        let speed = if self.tokens > 1 && decode_s > 0.0 {
+            format!(" · {:.1} tokens/s", (self.tokens - 1) as f64 / decode_s)
+        } else {
+            String::new()
+        };
+        format!("[TTFT {ttft_ms:.0} ms · {} tokens{speed} · {transport}]", self.tokens)
+    }
+}

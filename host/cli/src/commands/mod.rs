@@ -1,0 +1,60 @@
+//! The command line: one file per command.
+
+mod bench;
+mod chat;
+mod doctor;
+mod model;
+mod serve;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::config::DataArgs;
+
+/// Serves open-weight language models whose behaviour is programmed by sandboxed WebAssembly guests.
+#[derive(Debug, Parser)]
+#[command(name = "galerne", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "A first tour:\n  galerne model import model.gguf --name mymodel\n  galerne serve\n  galerne chat \"Hello\"")]
+pub struct Cli {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Log filter, as in RUST_LOG: error, warn, info, debug, or per crate
+    #[arg(long, value_name = "FILTER", env = "GALERNE_LOG", default_value = "warn", global = true)]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the models of the data folder over HTTP/3, HTTP/2 and HTTP/1.1
+    Serve(serve::ServeArgs),
+    /// Talk to a host over HTTP/3: one answer for PROMPT, or a conversation without it
+    Chat(chat::ChatArgs),
+    /// Import, list and show models
+    #[command(subcommand)]
+    Model(model::ModelCommand),
+    /// Say what this machine offers and what is in the way
+    Doctor(doctor::DoctorArgs),
+    /// Measure
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// What went wrong and what to do, for the person at the terminal.
+    pub fn run(self) -> Result<()> {
+        let filter = tracing_subscriber::EnvFilter::try_new(&self.log)?;
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        match self.command {
+            Command::Serve(args) => serve::run(&self.data, args),
+            Command::Chat(args) => chat::run(&self.data, args),
+            Command::Model(command) => model::run(&self.data, command),
+            Command::Doctor(args) => doctor::run(&self.data, &args),
+            Command::Bench(command) => bench::run(&self.data, command),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Options that several commands share, and where things live.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use galerne_kernels::device::Precision;
+
+/// Where models, certificates and caches are kept.
+#[derive(Debug, Clone, Args)]
+pub struct DataArgs {
+    /// Data folder: models, certificate [default: ~/.local/share/galerne]
+    #[arg(long, value_name = "DIR", env = "GALERNE_DATA", global = true)]
+    pub data: Option<PathBuf>,
+}
+
+impl DataArgs {
+    /// The folder, made if it is not there.
+    ///
+    /// # Errors
+    /// No home folder is known, or the folder cannot be made.
+    pub fn folder(&self) -> Result<PathBuf> {
+        let folder = match &self.data {
+            Some(folder) => folder.clone(),
+            None => default_data().context("no home folder is known; pass --data DIR")?,
+        };
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("make the data folder {}", folder.display()))?;
+        Ok(folder)
+    }
+}
+
+fn default_data() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share"))).map(|base| base.join("galerne"))
+}
+
+/// How exactly to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// The device's fast path: quantized activations, 16-bit KV cache
+    Auto,
+    /// Everything in f32: slow, for comparisons
+    F32,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(value: PrecisionArg) -> Self {
+        match value {
+            PrecisionArg::Auto => Self::Auto,
+            PrecisionArg::F32 => Self::F32,
+        }
+    }
+}
+
+/// How the device computes and what memory it may take.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Worker threads of the CPU device [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// How exactly to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: PrecisionArg,
+    /// Memory of each model's KV cache, in MiB [default: 1024, at most a quarter of the machine's]
+    #[arg(long, value_name = "MIB")]
+    pub kv_memory: Option<NonZeroUsize>,
+    /// Most tokens computed in one step, prefill and decode together
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub step_tokens: NonZeroUsize,
+    /// Most sequences computed together
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub sequences: NonZeroUsize,
+    /// Most sequences waiting; further ones are refused with "try again later"
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub queue: NonZeroUsize,
+    /// Instruction set of the CPU device, at most what the machine has: portable, avx2 or avx512
+    #[arg(long, value_name = "ISA", env = "GALERNE_ISA")]
+    pub isa: Option<String>,
+}
+
+impl Default for DeviceArgs {
+    fn default() -> Self {
+        let positive = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            threads: None,
+            precision: PrecisionArg::Auto,
+            kv_memory: None,
+            step_tokens: positive(256),
+            sequences: positive(64),
+            queue: positive(256),
+            isa: None,
+        }
+    }
+}
+
+impl DeviceArgs {
+    /// Bytes of one model's KV cache.
+    #[must_use]
+    pub fn kv_bytes(&self) -> usize {
+        const MIB: usize = 1 << 20;
+        self.kv_memory.map_or_else(
+            || memory_bytes().map_or(1_024 * MIB, |total| (total / 4).min(1_024 * MIB)),
+            |mib| mib.get().saturating_mul(MIB),
+        )
+    }
+}
+
+/// The machine's memory in bytes, where the kernel tells.
+#[must_use]
+pub fn memory_bytes() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    line.split_whitespace().nth(1)?.parse::<usize>().ok()?.checked_mul(1_024)
+}

@@ -1,0 +1,118 @@
+//! First-party guests in the binary, and how an architecture, chat format or sampler is found.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use galerne_core::guest::SamplerFactory;
+use galerne_plugin::PluginHost;
+use galerne_store::import::GuestChooser;
+
+/// Name and component of every guest this binary carries.
+pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
+
+const ARCHITECTURES: &[&str] = &["llama"];
+const CHAT_FORMATS: &[&str] = &["chatml"];
+const SAMPLERS: &[&str] = &["mirostat"];
+
+/// The embedded guest called `name`.
+///
+/// # Errors
+/// This build carries no guests.
+pub fn embedded(name: &str) -> Result<&'static [u8]> {
+    EMBEDDED.iter().find(|(known, _)| *known == name).map(|(_, component)| *component).with_context(|| {
+        format!("this build of galerne carries no guest \"{name}\"; build it with `cargo xtask guests`, then build galerne again")
+    })
+}
+
+/// Chooses the guests of a model that is being imported: the author's own, or the first embedded one that fits.
+pub struct Chooser<'a> {
+    /// Runs the embedded guests to ask what they know.
+    pub host: &'a PluginHost,
+    /// An author's own architecture.
+    pub architecture: Option<PathBuf>,
+    /// An author's own chat format.
+    pub chat: Option<PathBuf>,
+}
+
+impl GuestChooser for Chooser<'_> {
+    fn architecture(&self, model_type: &str) -> Result<Vec<u8>, String> {
+        self.find_architecture(model_type).map_err(|error| format!("{error:#}"))
+    }
+
+    fn chat(&self, template: Option<&str>, special_tokens: &[String]) -> Result<Vec<u8>, String> {
+        self.find_chat(template, special_tokens).map_err(|error| format!("{error:#}"))
+    }
+}
+
+impl Chooser<'_> {
+    fn find_architecture(&self, model_type: &str) -> Result<Vec<u8>> {
+        if let Some(file) = &self.architecture {
+            let component = read(file)?;
+            self.host.load_model(&file_name(file), &component)?;
+            return Ok(component);
+        }
+        let mut known = Vec::new();
+        for name in ARCHITECTURES {
+            let component = embedded(name)?;
+            let types = self.host.load_model(name, component)?.model_types()?;
+            if types.iter().any(|known_type| known_type == model_type) {
+                return Ok(component.to_vec());
+            }
+            known.extend(types);
+        }
+        bail!(
+            "no architecture guest builds model type \"{model_type}\" (known: {}); bring one with --architecture FILE.wasm",
+            known.join(", ")
+        )
+    }
+
+    fn find_chat(&self, template: Option<&str>, special_tokens: &[String]) -> Result<Vec<u8>> {
+        if let Some(file) = &self.chat {
+            let component = read(file)?;
+            self.host.load_chat(&file_name(file), &component)?;
+            return Ok(component);
+        }
+        for name in CHAT_FORMATS {
+            let component = embedded(name)?;
+            if self.host.load_chat(name, component)?.recognises(template, special_tokens)? {
+                return Ok(component.to_vec());
+            }
+        }
+        bail!(
+            "no chat guest recognises this model's template (known formats: {}); bring one with --chat FILE.wasm",
+            CHAT_FORMATS.join(", ")
+        )
+    }
+}
+
+/// The samplers of this binary and those given as `NAME=FILE.wasm`, by name.
+///
+/// # Errors
+/// A file that cannot be read or is no sampler, or a malformed `NAME=FILE`.
+pub fn samplers(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Arc<dyn SamplerFactory>>> {
+    let mut samplers: BTreeMap<String, Arc<dyn SamplerFactory>> = BTreeMap::new();
+    for name in SAMPLERS {
+        // A build without guests still serves; a request that names the sampler is told it is unknown.
+        if let Ok(component) = embedded(name) {
+            samplers.insert((*name).to_owned(), Arc::new(host.load_sampler(name, component)?));
+        }
+    }
+    for entry in own {
+        let (name, file) = entry
+            .split_once('=')
+            .with_context(|| format!("--sampler: expected NAME=FILE.wasm, got \"{entry}\""))?;
+        let guest = host.load_sampler(name, &read(Path::new(file))?)?;
+        samplers.insert(name.to_owned(), Arc::new(guest));
+    }
+    Ok(samplers)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| format!("read the guest {}", file.display()))
+}
+
+fn file_name(file: &Path) -> String {
+    file.file_stem().map_or_else(|| file.display().to_string(), |stem| stem.to_string_lossy().into_owned())
+}

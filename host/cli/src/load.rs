@@ -1,0 +1,161 @@
+//! From a package on disk to a running engine: the wiring of store, plugin, core, engine and device.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use galerne_core::guest::ChatFormat;
+use galerne_core::ids::TokenId;
+use galerne_core::limits::{EngineLimits, GraphLimits};
+use galerne_core::validate::{ValidGraph, validate};
+use galerne_core::weights::WeightSource as _;
+use galerne_engine::handle::{self, EngineHandle, EngineOptions};
+use galerne_engine::lowering::lower;
+use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
+use galerne_kernels::device::{Device, KvSpec, LoadOptions, LoadedProgram, MemoryUse, Precision, kv_dtype};
+use galerne_kernels::program::Program;
+use galerne_plugin::PluginHost;
+use galerne_store::package::Package;
+use galerne_store::tokenizer::Tokenizer;
+
+use crate::config::DeviceArgs;
+
+/// Tokens in one KV block.
+const BLOCK_TOKENS: usize = 16;
+
+/// A model on a device, before an engine owns it.
+pub struct LoadedModel {
+    /// On the device.
+    pub program: Box<dyn LoadedProgram>,
+    /// Entries of its output.
+    pub vocabulary: u32,
+    /// Most tokens of one sequence.
+    pub context_tokens_max: u32,
+    /// Queues and steps.
+    pub limits: EngineLimits,
+}
+
+/// A model that runs.
+pub struct RunningModel {
+    /// To submit sequences.
+    pub engine: EngineHandle,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat format.
+    pub chat: Arc<dyn ChatFormat>,
+    /// Tokens that end an answer.
+    pub stop_tokens: Vec<TokenId>,
+    /// Most tokens of one sequence.
+    pub context_tokens_max: u32,
+    /// Bytes on the device.
+    pub memory: MemoryUse,
+}
+
+/// The CPU device these options ask for.
+///
+/// # Errors
+/// An unknown instruction set, or one this machine lacks.
+pub fn device(args: &DeviceArgs) -> Result<CpuDevice> {
+    let isa = match &args.isa {
+        None => None,
+        Some(name) => Some(
+            Isa::from_name(name)
+                .with_context(|| format!("--isa: expected portable, avx2 or avx512, got \"{name}\""))?,
+        ),
+    };
+    Ok(CpuDevice::new(CpuOptions { threads: args.threads, isa })?)
+}
+
+/// Runs the package's architecture guest and passes its graph through the gate.
+///
+/// # Errors
+/// The guest or the graph, with the reason.
+pub fn build_graph(package: &Package, plugins: &PluginHost) -> Result<ValidGraph> {
+    let name = format!("{}/architecture", package.manifest().name);
+    let guest = plugins.load_model(&name, &package.architecture()?)?;
+    let graph = guest.build(package.config_json())?;
+    let weights = package.weights()?;
+    Ok(validate(graph, weights.index(), &GraphLimits::default())?)
+}
+
+/// Loads a package onto the device.
+///
+/// # Errors
+/// Anything on the way, with what to do.
+pub fn load_program(
+    package: &Package,
+    plugins: &PluginHost,
+    device: &dyn Device,
+    args: &DeviceArgs,
+) -> Result<LoadedModel> {
+    let graph = build_graph(package, plugins)?;
+    let Some(vocabulary) = graph.vocabulary() else {
+        bail!("model \"{}\" gives no logits: encoders are not served yet", package.manifest().name);
+    };
+    let program = lower(&graph)?;
+    let precision = Precision::from(args.precision);
+    let limits = EngineLimits {
+        step_tokens_max: args.step_tokens.get(),
+        sequences_max: args.sequences.get(),
+        queue_max: args.queue.get(),
+        block_tokens: BLOCK_TOKENS,
+        blocks: kv_blocks(&program, precision, args)?,
+        ..EngineLimits::default()
+    };
+    let options = LoadOptions {
+        precision,
+        kv: KvSpec { blocks: limits.blocks, block_tokens: limits.block_tokens },
+        step_tokens_max: limits.step_tokens_max,
+        sequences_max: limits.sequences_max,
+    };
+    let context_tokens_max = program.context_tokens_max;
+    let program = device.load(&program, &package.weights()?, options)?;
+    Ok(LoadedModel { program, vocabulary, context_tokens_max, limits })
+}
+
+/// How many blocks fit in the KV memory; no more than all sequences at full context could use.
+fn kv_blocks(program: &Program, precision: Precision, args: &DeviceArgs) -> Result<usize> {
+    let element_bytes = kv_dtype(precision).block_bytes();
+    let token_elements: usize =
+        program.layers.iter().map(|layer| 2 * layer.kv_heads as usize * layer.head_width as usize).sum();
+    if token_elements == 0 {
+        return Ok(1);
+    }
+    let block_bytes = token_elements * element_bytes * BLOCK_TOKENS;
+    let fits = args.kv_bytes() / block_bytes;
+    if fits == 0 {
+        bail!("--kv-memory: one block needs {} KiB, more than given; give more", block_bytes.div_ceil(1_024));
+    }
+    let useful = (program.context_tokens_max as usize).div_ceil(BLOCK_TOKENS) * args.sequences.get();
+    Ok(fits.min(useful))
+}
+
+/// Loads a package and starts its engine.
+///
+/// # Errors
+/// Anything on the way, with what to do.
+pub fn start(
+    package: &Package,
+    plugins: &PluginHost,
+    device: &dyn Device,
+    args: &DeviceArgs,
+) -> Result<RunningModel> {
+    let name = &package.manifest().name;
+    let model = load_program(package, plugins, device, args).with_context(|| format!("load model \"{name}\""))?;
+    let tokenizer = package.tokenizer()?;
+    let chat = plugins.load_chat(&format!("{name}/chat"), &package.chat()?)?;
+    let memory = model.program.memory();
+    let engine = handle::start(
+        model.program,
+        model.vocabulary,
+        model.context_tokens_max,
+        EngineOptions { limits: model.limits, ..EngineOptions::default() },
+    );
+    Ok(RunningModel {
+        engine,
+        stop_tokens: package.stop_tokens(&tokenizer)?,
+        tokenizer,
+        chat: Arc::new(chat),
+        context_tokens_max: model.context_tokens_max,
+        memory,
+    })
+}

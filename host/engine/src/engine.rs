@@ -1,0 +1,485 @@
+//! The engine as a pure state machine: sequences go in, steps and events come out, time is an argument.
+//! Knows no thread, no clock and no device; [`crate::handle`] drives it.
+//!
+//! One step: [`Engine::schedule`], then (while the device computes) [`Engine::ask_guests`], then
+//! [`Engine::settle_plans`], [`Engine::sample_requests`], [`Engine::complete`] and [`Engine::settle_choices`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use galerne_core::ids::{BlockId, SequenceId, TokenId};
+use galerne_core::sampling::SamplingPlan;
+use galerne_kernels::device::{DeviceError, SampleOutcome, SampleRequest, StepBatch, TokenLogprobs};
+
+use crate::admission::Admission;
+use crate::blocks::BlockPool;
+use crate::prefix::PrefixIndex;
+use crate::request::{EventSink, FinishReason, Request, SequenceError, SubmitError};
+use crate::sampler::{PlanBounds, Polled, uniform};
+use crate::sequence::Sequence;
+use crate::stats::{EngineStats, IntegrityError};
+
+/// Work for the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Blocks that came from another tenant, to be zeroed before the step.
+    pub zero: Vec<BlockId>,
+    /// The tokens.
+    pub batch: StepBatch,
+}
+
+/// One sequence's part in the step under way.
+pub(crate) struct Entry {
+    pub(crate) id: SequenceId,
+    pub(crate) tokens: usize,
+    /// Its row of the output, if its last token is in the step.
+    pub(crate) row: Option<usize>,
+    pub(crate) draw: Draw,
+}
+
+/// How an entry's token comes about.
+pub(crate) enum Draw {
+    /// Not decided, or no output is wanted.
+    None,
+    /// By the sequence's plan on the device.
+    Plan,
+    /// The plan says which; the device is not asked.
+    Forced(TokenId),
+    /// The plan says which, but log-probabilities are wanted: the device is made to draw this token.
+    ForcedPlan(TokenId, Box<SamplingPlan>),
+    /// The guest is late.
+    SatOut,
+}
+
+/// Sequences, the KV pool, and the step under way.
+pub struct Engine {
+    pub(crate) admission: Admission,
+    pub(crate) sequences: BTreeMap<SequenceId, Sequence>,
+    /// In the batch, in order of admission.
+    pub(crate) running: Vec<SequenceId>,
+    pub(crate) waiting: VecDeque<SequenceId>,
+    pub(crate) pool: BlockPool,
+    pub(crate) index: PrefixIndex,
+    /// The step under way.
+    pub(crate) entries: Option<Vec<Entry>>,
+    pub(crate) stats: EngineStats,
+    /// Sequences that have left the queue for the first time, into the batch or to their end.
+    pub(crate) left_queue: u64,
+    /// Sequences whose guest was asked to choose in the last step.
+    choosing: Vec<SequenceId>,
+    seed: u64,
+    next_id: u64,
+    ends: EndRate,
+}
+
+impl Engine {
+    /// An engine without sequences. `seed` is mixed into every draw.
+    ///
+    /// # Panics
+    /// If a limit is 0 under which no step could ever be put together.
+    #[must_use]
+    pub fn new(admission: Admission, seed: u64) -> Self {
+        let limits = admission.limits;
+        let smallest = [
+            limits.step_tokens_max,
+            limits.sequences_max,
+            limits.block_tokens,
+            limits.blocks,
+        ]
+        .into_iter()
+        .min();
+        assert!(smallest > Some(0), "engine limits must be at least 1: {limits:?}");
+        Self {
+            admission,
+            sequences: BTreeMap::new(),
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            pool: BlockPool::new(admission.limits.blocks),
+            index: PrefixIndex::default(),
+            entries: None,
+            stats: EngineStats::default(),
+            left_queue: 0,
+            choosing: Vec::new(),
+            seed,
+            next_id: 0,
+            ends: EndRate::default(),
+        }
+    }
+
+    /// Checks and queues a request.
+    ///
+    /// # Errors
+    /// The request can never be served, or too many wait. No event is sent then.
+    pub fn add(
+        &mut self,
+        now: Instant,
+        request: Request,
+        sink: Box<dyn EventSink>,
+    ) -> Result<SequenceId, SubmitError> {
+        self.admission.check(&request)?;
+        let waiting = self
+            .waiting
+            .iter()
+            .filter(|id| !self.sequences[id].admitted)
+            .count();
+        if waiting >= self.admission.limits.queue_max {
+            return Err(SubmitError::QueueFull {
+                waiting,
+                retry_after_ms: self.retry_after_ms(),
+            });
+        }
+        let id = SequenceId(self.next_id);
+        self.insert(now, id, request, sink);
+        Ok(id)
+    }
+
+    /// Queues a request that was checked, under an id that is new and larger than those before.
+    pub(crate) fn insert(
+        &mut self,
+        now: Instant,
+        id: SequenceId,
+        request: Request,
+        sink: Box<dyn EventSink>,
+    ) {
+        let output_tokens_max = self.admission.output_tokens_max(&request);
+        self.next_id = id.0 + 1;
+        self.sequences
+            .insert(id, Sequence::new(id, request, output_tokens_max, sink, now));
+        self.waiting.push_back(id);
+    }
+
+    /// Ends a sequence now, wherever it is; its blocks are free for the next step. Unknown ids are ignored.
+    pub fn cancel(&mut self, now: Instant, id: SequenceId) {
+        // Safe in the middle of a step: blocks are only taken by `schedule`, when no step is under way.
+        if let Some(sequence) = self.remove(now, id) {
+            sequence.finish(FinishReason::Cancelled, now);
+        }
+    }
+
+    /// Asks the guests whose plan is due for the step under way. Call right after the step was submitted.
+    pub fn ask_guests(&mut self) {
+        for entry in self.entries.iter().flatten().filter(|entry| entry.row.is_some()) {
+            if let Some(sequence) = self.sequences.get_mut(&entry.id) {
+                let position = u32::try_from(sequence.output_tokens()).unwrap_or(u32::MAX);
+                sequence.sampler.ask_plan(position);
+            }
+        }
+    }
+
+    /// Takes the plans that have come for the step under way. How many are still missing.
+    pub fn settle_plans(&mut self, now: Instant) -> usize {
+        let wanted = self.entries.iter().flatten().filter(|entry| entry.row.is_some());
+        let ids: Vec<_> = wanted.map(|entry| entry.id).collect();
+        ids.into_iter().filter(|id| self.poll(now, *id)).count()
+    }
+
+    /// Takes the choices that have come for the last step. How many are still missing.
+    pub fn settle_choices(&mut self, now: Instant) -> usize {
+        let mut choosing = std::mem::take(&mut self.choosing);
+        choosing.retain(|id| self.poll(now, *id));
+        let missing = choosing.len();
+        self.choosing = choosing;
+        missing
+    }
+
+    /// Takes whatever answers have come. Called by `schedule`.
+    pub(crate) fn poll_all(&mut self, now: Instant) {
+        self.choosing.clear();
+        let open = |s: &&Sequence| s.sampler.awaits_plan() || s.sampler.awaits_choice();
+        let ids: Vec<_> = self.sequences.values().filter(open).map(|s| s.id).collect();
+        for id in ids {
+            self.poll(now, id);
+        }
+    }
+
+    /// Takes the answer of one sequence's guest, if it has come. Whether it is still missing.
+    fn poll(&mut self, now: Instant, id: SequenceId) -> bool {
+        let limits = self.admission.limits;
+        let bounds = PlanBounds {
+            vocabulary: self.admission.vocabulary,
+            candidates_max: limits.candidates_max,
+        };
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return false;
+        };
+        match sequence.sampler.poll(bounds, sequence.logprobs) {
+            Ok(Polled::Pending) => true,
+            Ok(Polled::Idle | Polled::Plan) => false,
+            Ok(Polled::Choice { token, logprobs }) => {
+                self.accept(now, id, token, logprobs);
+                false
+            }
+            Err(error) => {
+                self.fail(now, id, error);
+                false
+            }
+        }
+    }
+
+    /// Decides how each token of the step under way comes about, and what the device must draw, in order.
+    /// Sequences whose plan is missing sit the step out.
+    pub fn sample_requests(&mut self) -> Vec<SampleRequest<'_>> {
+        let Some(entries) = &mut self.entries else {
+            return Vec::new();
+        };
+        for entry in entries.iter_mut().filter(|entry| entry.row.is_some()) {
+            if let Some(sequence) = self.sequences.get_mut(&entry.id) {
+                sequence
+                    .sampler
+                    .prepare_seen(&sequence.tokens, sequence.prompt_tokens);
+                entry.draw = decide(sequence);
+            }
+        }
+        let (seed, sequences) = (self.seed, &self.sequences);
+        let request = |entry: &'_ Entry| -> Option<(usize, SequenceId)> { Some((entry.row?, entry.id)) };
+        let mut requests = Vec::new();
+        for entry in entries.iter() {
+            let Some((row, id)) = request(entry) else { continue };
+            let Some(sequence) = sequences.get(&id) else {
+                continue;
+            };
+            let (plan, seen) = match &entry.draw {
+                Draw::None | Draw::Forced(_) | Draw::SatOut => continue,
+                Draw::ForcedPlan(_, plan) => (&**plan, [].as_slice()),
+                Draw::Plan => match sequence.sampler.plan() {
+                    Some(plan) => (plan, sequence.sampler.seen()),
+                    None => continue,
+                },
+            };
+            let uniform = uniform(seed, sequence.seed, sequence.output_tokens() as u64);
+            requests.push(SampleRequest {
+                row,
+                plan,
+                seen,
+                uniform,
+                logprobs: sequence.logprobs,
+            });
+        }
+        requests
+    }
+
+    /// Ends the step under way with what the device drew, in the order of the requests: appends tokens, shows
+    /// candidates to guests, and ends sequences.
+    ///
+    /// # Errors
+    /// The device did not answer every request, or with a token outside the vocabulary. The sequences
+    /// concerned have failed.
+    pub fn complete(&mut self, now: Instant, outcomes: Vec<SampleOutcome>) -> Result<(), DeviceError> {
+        let entries = self.entries.take().unwrap_or_default();
+        self.stats.steps += 1;
+        let mut outcomes = outcomes.into_iter();
+        let mut broken = None;
+        for entry in entries {
+            // A sequence that ended meanwhile had no request: it is skipped there and here.
+            let ended = !self.sequences.contains_key(&entry.id);
+            let outcome = match &entry.draw {
+                Draw::Plan | Draw::ForcedPlan(..) => outcomes.next(),
+                Draw::None | Draw::Forced(_) | Draw::SatOut => None,
+            };
+            if ended {
+                continue;
+            }
+            self.note_computed(&entry);
+            let id = entry.id;
+            if let Err(error) = self.settle_entry(now, entry, outcome) {
+                self.fail(now, id, error.clone().into());
+                broken = Some(error);
+            }
+        }
+        broken.map_or(Ok(()), Err)
+    }
+
+    /// Ends the step under way because the device failed; its sequences fail.
+    pub fn fail_step(&mut self, now: Instant, error: &DeviceError) {
+        for entry in self.entries.take().unwrap_or_default() {
+            self.fail(now, entry.id, error.clone().into());
+        }
+    }
+
+    /// Fails every sequence.
+    pub fn fail_all(&mut self, now: Instant, error: &SequenceError) {
+        self.entries = None;
+        for id in self.sequences.keys().copied().collect::<Vec<_>>() {
+            self.fail(now, id, error.clone());
+        }
+    }
+
+    /// Whether no sequence is left.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// When a place in the queue may be free: the recent mean time between ends of sequences.
+    #[must_use]
+    pub fn retry_after_ms(&self) -> u64 {
+        self.ends.mean_ms().clamp(50, 30_000)
+    }
+
+    /// The numbers now.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            blocks_total: self.pool.total(),
+            blocks_free: self.pool.free(),
+            blocks_cached: self.pool.cached(),
+            blocks_used: self.pool.total() - self.pool.free(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Keeps what the self-check found, for the statistics.
+    pub(crate) fn note_integrity(&mut self, error: IntegrityError) {
+        self.stats.integrity = Some(error);
+    }
+
+    /// Counts what a step has computed and tells the prefix index of blocks that are now whole.
+    fn note_computed(&mut self, entry: &Entry) {
+        let block_tokens = self.admission.limits.block_tokens;
+        let Some(sequence) = self.sequences.get_mut(&entry.id) else {
+            return;
+        };
+        sequence.computed += entry.tokens;
+        if matches!(entry.draw, Draw::SatOut) {
+            // The last token is fed again for its logits; its KV is the same again. Its block counts as not
+            // whole until then, so nobody shares a block that is still written to.
+            sequence.computed -= 1;
+            sequence.usage.sat_out_steps += 1;
+            self.stats.sat_out_steps += 1;
+        }
+        let whole = sequence.computed / block_tokens;
+        let first = sequence.indexed_blocks;
+        if whole > first {
+            sequence.indexed_blocks = whole;
+            let blocks = sequence.blocks[first..whole].to_vec();
+            let keys = sequence.keys(whole, block_tokens);
+            for (key, block) in keys.iter().skip(first).zip(blocks) {
+                self.index.insert(*key, block);
+            }
+        }
+    }
+
+    fn settle_entry(
+        &mut self,
+        now: Instant,
+        entry: Entry,
+        outcome: Option<SampleOutcome>,
+    ) -> Result<(), DeviceError> {
+        let (token, logprobs) = match (entry.draw, outcome) {
+            (Draw::None | Draw::SatOut, _) => return Ok(()),
+            (Draw::Forced(token), _) => (token, None),
+            (Draw::ForcedPlan(token, _), Some(SampleOutcome::Token { logprobs, .. })) => (token, logprobs),
+            (Draw::Plan, Some(SampleOutcome::Token { token, logprobs }))
+                if token.0 < self.admission.vocabulary =>
+            {
+                (token, logprobs)
+            }
+            (Draw::Plan, Some(SampleOutcome::Candidates(candidates))) if !candidates.is_empty() => {
+                if let Some(sequence) = self.sequences.get_mut(&entry.id) {
+                    sequence.sampler.ask_choice(candidates);
+                    self.choosing.push(entry.id);
+                }
+                return Ok(());
+            }
+            (Draw::Plan | Draw::ForcedPlan(..), outcome) => {
+                return Err(DeviceError::Batch {
+                    what: "sample outcome",
+                    expected: "a token of the vocabulary or candidates for each request".to_owned(),
+                    got: format!("{outcome:?}"),
+                });
+            }
+        };
+        self.accept(now, entry.id, token, logprobs);
+        Ok(())
+    }
+
+    /// Appends an output token and ends the sequence if it was the last one.
+    fn accept(&mut self, now: Instant, id: SequenceId, token: TokenId, logprobs: Option<TokenLogprobs>) {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        self.stats.tokens_decoded += 1;
+        if let Some(reason) = sequence.push(token, logprobs, now)
+            && let Some(sequence) = self.remove(now, id)
+        {
+            sequence.finish(reason, now);
+        }
+    }
+
+    fn fail(&mut self, now: Instant, id: SequenceId, error: SequenceError) {
+        if let Some(sequence) = self.remove(now, id) {
+            sequence.fail(error);
+        }
+    }
+
+    /// Takes a sequence out of every list and frees its blocks.
+    fn remove(&mut self, now: Instant, id: SequenceId) -> Option<Sequence> {
+        let mut sequence = self.sequences.remove(&id)?;
+        self.running.retain(|other| *other != id);
+        self.waiting.retain(|other| *other != id);
+        self.release_blocks(&mut sequence);
+        self.left_queue += u64::from(!sequence.admitted);
+        self.stats.sequences_ended += 1;
+        self.ends.note(now);
+        Some(sequence)
+    }
+
+    /// Frees a sequence's blocks, the last first: of a prefix the end is evicted before the beginning.
+    pub(crate) fn release_blocks(&mut self, sequence: &mut Sequence) {
+        for block in sequence.blocks.drain(..).rev() {
+            self.pool.release(block, self.index.contains(block));
+        }
+        sequence.indexed_blocks = 0;
+        sequence.computed = 0;
+    }
+}
+
+impl Drop for Engine {
+    /// Nobody is left without a last event, whatever ends the engine.
+    fn drop(&mut self) {
+        for (_, sequence) in std::mem::take(&mut self.sequences) {
+            sequence.fail(SequenceError::EngineStopped);
+        }
+    }
+}
+
+fn decide(sequence: &Sequence) -> Draw {
+    match (sequence.sampler.plan(), sequence.sampler.forced()) {
+        (None, _) => Draw::SatOut,
+        (Some(_), None) => Draw::Plan,
+        (Some(_), Some(token)) if sequence.logprobs.is_none() => Draw::Forced(token),
+        (Some(_), Some(token)) => {
+            // Log-probabilities are of the raw logits, so a bias no logit can outweigh does not show in them.
+            let plan = SamplingPlan {
+                temperature: 0.0,
+                bias: vec![(token, 1e9)],
+                ..SamplingPlan::default()
+            };
+            Draw::ForcedPlan(token, Box::new(plan))
+        }
+    }
+}
+
+/// An exponential mean of the time between ends of sequences.
+#[derive(Debug, Default)]
+struct EndRate {
+    last: Option<Instant>,
+    mean_ms: Option<u64>,
+}
+
+impl EndRate {
+    fn note(&mut self, now: Instant) {
+        if let Some(last) = self.last.replace(now) {
+            let gap = now.saturating_duration_since(last).as_millis();
+            let gap = u64::try_from(gap).unwrap_or(u64::MAX).min(60_000);
+            self.mean_ms = Some(self.mean_ms.map_or(gap, |mean| (mean * 7 + gap) / 8));
+        }
+    }
+
+    /// A second until two sequences have ended.
+    fn mean_ms(&self) -> u64 {
+        self.mean_ms.unwrap_or(1_000)
+    }
+}

@@ -1,0 +1,142 @@
+//! The engine's thread: carries steps from the state machine to the device and back, and is the only place
+//! here that sleeps. Knows nothing of scheduling.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use galerne_kernels::device::{DeviceError, LoadedProgram};
+
+use crate::engine::{Engine, Step};
+use crate::handle::{EngineOptions, Shared};
+use crate::request::SequenceError;
+
+/// What the thread owns.
+pub(crate) struct Runner {
+    pub(crate) engine: Engine,
+    pub(crate) program: Box<dyn LoadedProgram>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: EngineOptions,
+    /// Of [`Engine::left_queue`], how many the handles know of.
+    pub(crate) published_left: u64,
+}
+
+/// Tells the handles that the thread has ended, also when it ends in a panic.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl Runner {
+    /// Runs until the engine is closed and idle, or the device has failed.
+    pub(crate) fn run(mut self) {
+        let _end = End(Arc::clone(&self.shared));
+        loop {
+            let closed = self.take_mail();
+            let step = self.engine.schedule(Instant::now());
+            // What was admitted or ended makes room in the queue as soon as it is known, not after the step.
+            self.publish();
+            let Some(step) = step else {
+                let _ = self.check(); // kept in the statistics
+                if self.engine.is_idle() && closed {
+                    return;
+                }
+                self.shared.sleep(None);
+                continue;
+            };
+            if let Err(error) = self.step(&step) {
+                tracing::error!(%error, "the device failed; the engine stops");
+                self.shared.close();
+                self.engine
+                    .fail_all(Instant::now(), &SequenceError::Device(error));
+                self.publish();
+                return;
+            }
+            if self.options.check_integrity {
+                let _ = self.check(); // kept in the statistics
+            }
+        }
+    }
+
+    /// Applies what other threads asked. Whether the engine is closed.
+    fn take_mail(&mut self) -> bool {
+        let mail = self.shared.take();
+        for submission in mail.submitted {
+            self.engine
+                .insert(submission.at, submission.id, submission.request, submission.sink);
+        }
+        for id in mail.cancelled {
+            self.engine.cancel(Instant::now(), id);
+        }
+        for answer in mail.checks {
+            // Counts are published first, so that whoever gets the answer sees the numbers that belong to it.
+            self.publish();
+            // A caller that went away needs no answer.
+            let _ = answer.send(self.check());
+        }
+        mail.closed
+    }
+
+    /// Runs one step. The error is one after which the device cannot be used.
+    fn step(&mut self, step: &Step) -> Result<(), DeviceError> {
+        if !step.zero.is_empty() {
+            self.program.zero_blocks(&step.zero)?;
+        }
+        if let Err(error) = self.program.submit(&step.batch) {
+            // Nothing was started: a host bug of this step only.
+            tracing::error!(%error, "bug: the device refused a step");
+            self.engine.fail_step(Instant::now(), &error);
+            return Ok(());
+        }
+        self.engine.ask_guests();
+        self.program.wait()?;
+        self.with_grace(Engine::settle_plans);
+        let requests = self.engine.sample_requests();
+        let outcomes = if requests.is_empty() {
+            Vec::new()
+        } else {
+            self.program.sample(&requests)?
+        };
+        if let Err(error) = self.engine.complete(Instant::now(), outcomes) {
+            tracing::error!(%error, "bug: the device's answer cannot be used");
+        }
+        self.with_grace(Engine::settle_choices);
+        Ok(())
+    }
+
+    /// Takes guests' answers until none is missing or the grace is over.
+    fn with_grace(&mut self, settle: fn(&mut Engine, Instant) -> usize) {
+        let mut now = Instant::now();
+        let end = now + self.options.guest_grace;
+        loop {
+            // Before looking, so that an answer that comes while we look still ends the sleep.
+            self.shared.forget_wake();
+            if settle(&mut self.engine, now) == 0 {
+                return;
+            }
+            now = Instant::now();
+            if now >= end || !self.shared.sleep(Some(end - now)) {
+                return;
+            }
+            now = Instant::now();
+        }
+    }
+
+    fn check(&mut self) -> Result<(), crate::stats::IntegrityError> {
+        let result = self.engine.check_integrity();
+        if let Err(error) = &result {
+            tracing::error!(%error, "bug: engine integrity");
+            self.engine.note_integrity(error.clone());
+        }
+        result
+    }
+
+    fn publish(&mut self) {
+        let left = self.engine.left_queue - self.published_left;
+        self.published_left = self.engine.left_queue;
+        self.shared.leave_queue(left, self.engine.retry_after_ms());
+        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.engine.stats();
+    }
+}

@@ -1,0 +1,269 @@
+//! Lowered programs on the CPU device, in f32, against graphs in f64; and whole generations on it.
+
+mod numeric;
+mod support;
+
+use galerne_core::ids::{BlockId, TokenId};
+use galerne_core::validate::ValidGraph;
+use galerne_engine::handle::{EngineHandle, EngineOptions, start};
+use galerne_engine::lowering::lower;
+use galerne_kernels::cpu::{CpuDevice, CpuOptions};
+use galerne_kernels::device::{
+    Device, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
+};
+
+use proptest::prelude::*;
+
+use numeric::Weights;
+use numeric::build::{Family, VOCABULARY, arbitrary, decoder, encoder};
+use support::{Record, limits, request};
+
+const BLOCK_TOKENS: usize = 4;
+
+fn families() -> [(&'static str, Family); 6] {
+    let none = Family::default();
+    [
+        ("llama", none),
+        (
+            "qwen2",
+            Family {
+                qkv_bias: true,
+                ..none
+            },
+        ),
+        (
+            "qwen3",
+            Family {
+                head_norms: true,
+                ..none
+            },
+        ),
+        ("gemma", Family { gemma: true, ..none }),
+        (
+            "mixtral",
+            Family {
+                experts: true,
+                ..none
+            },
+        ),
+        (
+            "phi",
+            Family {
+                parallel: true,
+                ..none
+            },
+        ),
+    ]
+}
+
+fn load(graph: &ValidGraph, weights: &Weights, blocks: usize) -> Box<dyn LoadedProgram> {
+    let device = CpuDevice::new(CpuOptions {
+        threads: std::num::NonZeroUsize::new(2),
+        isa: None,
+    })
+    .expect("every machine has a device");
+    let options = LoadOptions {
+        precision: Precision::F32,
+        kv: KvSpec {
+            blocks,
+            block_tokens: BLOCK_TOKENS,
+        },
+        step_tokens_max: 32,
+        sequences_max: 4,
+    };
+    device
+        .load(&lower(graph).expect("within limits"), weights, options)
+        .expect("the program loads")
+}
+
+/// Parts of sequences: tokens, first position, blocks.
+type Part<'a> = (&'a [u32], u32, &'a [u32]);
+
+/// Runs one step that wants every row, and compares the rows with those expected.
+fn step(program: &mut dyn LoadedProgram, parts: &[Part<'_>], expected: &[Vec<Vec<f64>>], what: &str) {
+    let mut batch = StepBatch::default();
+    for (tokens, position, blocks) in parts {
+        batch.sequences.push(SequenceSlice {
+            first_token: batch.tokens.len(),
+            tokens: tokens.len(),
+            position: *position,
+            blocks: blocks.iter().copied().map(BlockId).collect(),
+        });
+        batch.tokens.extend(tokens.iter().copied().map(TokenId));
+    }
+    batch.output_rows = (0..batch.tokens.len()).collect();
+    program.submit(&batch).expect("a sound batch");
+    program.wait().expect("the device works");
+    let got = program.read_output().expect("the device works");
+    let mut rows = got.chunks_exact(VOCABULARY as usize);
+    for (which, (tokens, position, _)) in parts.iter().enumerate() {
+        for offset in 0..tokens.len() {
+            let row = rows.next().expect("one row per token");
+            let position = *position as usize + offset;
+            for (column, (e, g)) in expected[which][position].iter().zip(row).enumerate() {
+                // f32 sums of at most 40 products in other orders than f64's, over two layers.
+                let close = (e - f64::from(*g)).abs() <= 2e-4 * (1.0 + e.abs());
+                assert!(
+                    close,
+                    "{what}: sequence {which}, position {position}, token {column}: {e}, {g}"
+                );
+            }
+        }
+    }
+    assert_eq!(rows.next(), None, "{what}: rows beyond those wanted");
+}
+
+#[test]
+fn logits_are_the_graphs_whole_chunked_and_batched() {
+    let (a, b) = ([3_u32, 14, 15, 9, 26, 5, 3, 5], [7_u32, 7, 28, 0, 1, 1]);
+    let all = |tokens: &[u32]| (0..tokens.len()).collect::<Vec<_>>();
+    for (name, family) in families() {
+        let (graph, weights) = decoder(family);
+        let expected = [&a[..], &b].map(|tokens| numeric::graph::run(&graph, &weights, tokens, &all(tokens)));
+        let mut program = load(&graph, &weights, 8);
+        step(
+            &mut *program,
+            &[(&a, 0, &[5, 2])],
+            &expected[..1],
+            &format!("{name} whole"),
+        );
+        let parts: [Part<'_>; 2] = [(&a[..3], 0, &[1]), (&b[..5], 0, &[7, 0])];
+        step(&mut *program, &parts, &expected, &format!("{name} first chunks"));
+        let parts: [Part<'_>; 2] = [(&a[3..4], 3, &[1]), (&b[5..], 5, &[7, 0])];
+        step(&mut *program, &parts, &expected, &format!("{name} decode"));
+        let parts: [Part<'_>; 1] = [(&a[4..], 4, &[1, 6])];
+        step(&mut *program, &parts, &expected, &format!("{name} last chunk"));
+    }
+}
+
+#[test]
+fn an_encoder_pools_each_sequence_of_a_batch() {
+    let (graph, weights) = encoder();
+    let mut program = load(&graph, &weights, 8);
+    let sequences = [vec![3_u32, 14, 15, 9, 26], vec![7, 7, 28]];
+    let mut batch = StepBatch::default();
+    for (tokens, blocks) in sequences
+        .iter()
+        .zip([vec![BlockId(3), BlockId(0)], vec![BlockId(6)]])
+    {
+        let first_token = batch.tokens.len();
+        batch.sequences.push(SequenceSlice {
+            first_token,
+            tokens: tokens.len(),
+            position: 0,
+            blocks,
+        });
+        batch.tokens.extend(tokens.iter().copied().map(TokenId));
+    }
+    program.submit(&batch).expect("a sound batch");
+    program.wait().expect("the device works");
+    let got = program.read_output().expect("the device works");
+    let expected: Vec<f64> = sequences
+        .iter()
+        .flat_map(|tokens| numeric::graph::run(&graph, &weights, tokens, &[]).remove(0))
+        .collect();
+    assert_eq!(expected.len(), got.len());
+    for (column, (e, g)) in expected.iter().zip(&got).enumerate() {
+        assert!((e - f64::from(*g)).abs() <= 2e-4, "column {column}: {e}, {g}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    // Values of arbitrary graphs may be too wild to compare in f32; that the device accepts and runs whatever
+    // is lowered is what matters here. `lowering.rs` compares them in f64.
+    #[test]
+    fn the_device_runs_whatever_is_lowered(choices in proptest::collection::vec(any::<[u16; 4]>(), 1..28)) {
+        let (graph, weights) = arbitrary(&choices);
+        let mut program = load(&graph, &weights, 8);
+        let batch = StepBatch {
+            tokens: [3, 14, 15, 9, 26].map(TokenId).to_vec(),
+            sequences: vec![SequenceSlice {
+                first_token: 0,
+                tokens: 5,
+                position: 0,
+                blocks: vec![BlockId(1), BlockId(4)],
+            }],
+            output_rows: vec![1, 4],
+        };
+        program.submit(&batch).expect("a sound batch");
+        program.wait().expect("the device works");
+        let rows = program.read_output().expect("the device works").len();
+        prop_assert_eq!(rows, 2 * VOCABULARY as usize);
+    }
+}
+
+fn engine(graph: &ValidGraph, weights: &Weights, blocks: usize) -> EngineHandle {
+    // Fewer tokens a step than a prompt has: prefill comes in chunks, some without an output.
+    let limits = limits(blocks, BLOCK_TOKENS, 7, 4);
+    let options = EngineOptions {
+        limits,
+        check_integrity: true,
+        ..EngineOptions::default()
+    };
+    start(
+        load(graph, weights, blocks),
+        VOCABULARY,
+        graph.graph().context_tokens_max,
+        options,
+    )
+}
+
+/// Submits all prompts at once; their greedy tokens.
+fn generate(engine: &EngineHandle, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let submit = |prompt: &Vec<u32>| {
+        let record = Record::default();
+        engine
+            .submit(request(prompt, 12), record.sink())
+            .expect("accepted");
+        record
+    };
+    let records: Vec<_> = prompts.iter().map(submit).collect();
+    while records.iter().any(|record| record.end().is_none()) {
+        assert!(engine.is_alive(), "the engine has ended: {:?}", engine.stats());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    engine.check_integrity().expect("sound");
+    records.iter().map(Record::tokens).collect()
+}
+
+#[test]
+fn generations_do_not_depend_on_batch_cache_or_preemption() {
+    let (graph, weights) = decoder(Family {
+        head_norms: true,
+        ..Family::default()
+    });
+    let prompts: Vec<Vec<u32>> = (0..6_u32)
+        .map(|i| (0..5 + i).map(|p| (p * p + i / 2) % VOCABULARY).collect())
+        .collect();
+    let roomy = engine(&graph, &weights, 64);
+    let together = generate(&roomy, &prompts);
+    let cached = generate(&roomy, &prompts);
+    assert!(roomy.stats().prefix_hit_tokens > 0, "{:?}", roomy.stats());
+    let tight = engine(&graph, &weights, 7);
+    let preempted = generate(&tight, &prompts);
+    assert!(tight.stats().preemptions > 0, "{:?}", tight.stats());
+    for (i, prompt) in prompts.iter().enumerate() {
+        let alone = engine(&graph, &weights, 64);
+        let single = generate(&alone, std::slice::from_ref(prompt)).remove(0);
+        assert_eq!(
+            single,
+            greedy(&graph, &weights, prompt, 12),
+            "sequence {i} and the graph"
+        );
+        assert_eq!((&single, &single), (&together[i], &cached[i]), "sequence {i}");
+        assert_eq!(single, preempted[i], "sequence {i}");
+    }
+}
+
+/// Greedy tokens by the graph alone, everything computed anew for each.
+fn greedy(graph: &ValidGraph, weights: &Weights, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        let row = numeric::graph::run(graph, weights, &tokens, &[tokens.len() - 1]).remove(0);
+        let best = (0..VOCABULARY).max_by(|a, b| row[*a as usize].total_cmp(&row[*b as usize]));
+        tokens.extend(best);
+    }
+    tokens.split_off(prompt.len())
+}

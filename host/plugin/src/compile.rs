@@ -1,0 +1,99 @@
+//! From bytes to a linked component, each component compiled once. Knows no world.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use sha2::{Digest, Sha256};
+use wasmtime::Engine;
+use wasmtime::component::{Component, InstancePre, Linker};
+
+use crate::errors::reasons;
+use crate::limiter::{CORE_INSTANCES_MAX, MEMORIES_MAX, StoreState, TABLES_MAX};
+
+/// Components kept compiled. A host loads a handful; when there are more the oldest is compiled again.
+const CACHED_MAX: usize = 64;
+
+type Sha256Digest = [u8; 32];
+
+/// Compiles components and remembers them by the digest of their bytes, within this process.
+pub(crate) struct Compiler {
+    engine: Engine,
+    // A std Mutex: held for a look-up, never while compiling. Two threads that bring the same new component
+    // both compile it, which wastes time once and blocks nobody.
+    compiled: Mutex<VecDeque<(Sha256Digest, Component)>>,
+}
+
+impl Compiler {
+    /// Nothing compiled yet.
+    pub(crate) fn new(engine: Engine) -> Self {
+        Self {
+            engine,
+            compiled: Mutex::default(),
+        }
+    }
+
+    /// The compiled component. Only the binary format is accepted: the text format's parser is not built in.
+    pub(crate) fn component(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
+        let digest: Sha256Digest = Sha256::digest(bytes).into();
+        let known = |cache: &VecDeque<(Sha256Digest, Component)>| {
+            cache
+                .iter()
+                .find(|(known, _)| *known == digest)
+                .map(|(_, component)| component.clone())
+        };
+        if let Some(component) = known(&self.compiled.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(component);
+        }
+        let component = Component::from_binary(&self.engine, bytes)?;
+        let mut cache = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if known(&cache).is_none() {
+            if cache.len() == CACHED_MAX {
+                cache.pop_front();
+            }
+            cache.push_back((digest, component.clone()));
+        }
+        Ok(component)
+    }
+
+    /// Resolves imports, of which there are none to offer, or says what does not fit.
+    pub(crate) fn link(&self, component: &Component) -> Result<InstancePre<StoreState>, String> {
+        if let Some(needs) = component.resources_required() {
+            let too_many =
+                |what, got, limit| Err(format!("it has {got} {what}, at most {limit} are allowed"));
+            if needs.num_memories > MEMORIES_MAX {
+                return too_many("memories", needs.num_memories, MEMORIES_MAX);
+            }
+            if needs.num_tables > TABLES_MAX {
+                return too_many("tables", needs.num_tables, TABLES_MAX);
+            }
+        } else {
+            return Err(format!(
+                "it instantiates a module that is not part of it; at most {CORE_INSTANCES_MAX} own instances are allowed"
+            ));
+        }
+        Linker::new(&self.engine)
+            .instantiate_pre(component)
+            .map_err(|error| {
+                let imports = self.imports(component);
+                format!(
+                    "it imports {imports}, but this world offers no imports: {}",
+                    reasons(&error)
+                )
+            })
+    }
+
+    fn imports(&self, component: &Component) -> String {
+        let ty = component.component_type();
+        let names: Vec<String> = ty
+            .imports(&self.engine)
+            .take(8)
+            .map(|(name, _)| format!("\"{name}\""))
+            .collect();
+        let more = ty.imports(&self.engine).count() - names.len();
+        if more == 0 {
+            names.join(", ")
+        } else {
+            format!("{} and {more} more", names.join(", "))
+        }
+    }
+}

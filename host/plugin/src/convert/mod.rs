@@ -1,0 +1,5 @@
+//! Between the bindings' types and core's, one file per world. Plain data on both sides; calls nothing.
+
+pub(crate) mod chat;
+pub(crate) mod model;
+pub(crate) mod sampling;

@@ -1,0 +1,164 @@
+//! The front door: options, and loading a guest of each world. Knows no world's functions.
+
+use std::sync::Arc;
+
+use galerne_core::guest::GuestError;
+use galerne_core::limits::{EngineLimits, GuestLimits};
+use wasmtime::Engine;
+use wasmtime::component::InstancePre;
+
+use crate::chat::ChatGuest;
+use crate::compile::Compiler;
+use crate::errors::PluginError;
+use crate::instance::GuestCore;
+use crate::limiter::StoreState;
+use crate::model::ModelGuest;
+use crate::runtime;
+use crate::sampler::SamplerGuest;
+use crate::workers::Workers;
+
+/// Settings of a [`PluginHost`].
+#[derive(Debug, Clone)]
+pub struct PluginOptions {
+    /// Bounds on every guest and its calls.
+    pub limits: GuestLimits,
+    /// Threads that answer samplers' questions, 1 to 64.
+    pub workers: usize,
+    /// Guest instances that may live at once: one per sampling session, one per chat parser, one per running call.
+    /// Each reserves 4 GiB of address space (not memory), so that bounds checks cost nothing.
+    pub instances_max: u32,
+    /// Most candidates a sampler may ask to see.
+    pub candidates_max: usize,
+}
+
+impl Default for PluginOptions {
+    fn default() -> Self {
+        Self {
+            limits: GuestLimits::default(),
+            workers: 2,
+            instances_max: 1_024,
+            candidates_max: EngineLimits::default().candidates_max,
+        }
+    }
+}
+
+/// Loads guests. Make one per process: its instance pool and threads are shared by all guests, and no object of
+/// one runtime can then meet another's. Cloning is cheap; threads end when the last clone and guest are gone.
+#[derive(Clone)]
+pub struct PluginHost {
+    shared: Arc<HostShared>,
+}
+
+/// What all guests of a host share.
+pub(crate) struct HostShared {
+    pub(crate) options: PluginOptions,
+    pub(crate) engine: Engine,
+    pub(crate) compiler: Compiler,
+    pub(crate) workers: Workers,
+}
+
+impl std::fmt::Debug for PluginHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PluginHost")
+            .field("options", &self.shared.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PluginHost {
+    /// Reserves the pool and starts the threads.
+    ///
+    /// # Errors
+    /// Options out of range, or the operating system refuses address space or threads.
+    pub fn new(options: PluginOptions) -> Result<Self, PluginError> {
+        if !(1..=64).contains(&options.workers) {
+            return Err(PluginError::Option {
+                option: "workers",
+                expected: "from 1 to 64",
+                got: options.workers,
+            });
+        }
+        if options.instances_max == 0 {
+            return Err(PluginError::Option {
+                option: "instances_max",
+                expected: "above 0",
+                got: 0,
+            });
+        }
+        let engine = runtime::engine(&options.limits, options.instances_max)?;
+        // A session has one open question at most, so that a queue of this length is only ever full of
+        // questions whose sessions are gone.
+        let workers = Workers::start(options.workers, options.instances_max as usize)?;
+        let compiler = Compiler::new(engine.clone());
+        Ok(Self {
+            shared: Arc::new(HostShared {
+                options,
+                engine,
+                compiler,
+                workers,
+            }),
+        })
+    }
+
+    /// Loads a component of the world `galerne:model/model@0.1.0`. `name` is for messages.
+    ///
+    /// # Errors
+    /// Too large, no component, or it does not fit the world.
+    pub fn load_model(&self, name: &str, component: &[u8]) -> Result<ModelGuest, GuestError> {
+        let (core, pre) = self.load(name, "galerne:model/model@0.1.0", component)?;
+        ModelGuest::new(core, pre)
+    }
+
+    /// Loads a component of the world `galerne:chat/chat@0.1.0`. `name` is for messages.
+    ///
+    /// # Errors
+    /// Too large, no component, or it does not fit the world.
+    pub fn load_chat(&self, name: &str, component: &[u8]) -> Result<ChatGuest, GuestError> {
+        let (core, pre) = self.load(name, "galerne:chat/chat@0.1.0", component)?;
+        ChatGuest::new(core, pre)
+    }
+
+    /// Loads a component of the world `galerne:sampling/sampler@0.1.0`. `name` is for messages.
+    ///
+    /// # Errors
+    /// Too large, no component, or it does not fit the world.
+    pub fn load_sampler(&self, name: &str, component: &[u8]) -> Result<SamplerGuest, GuestError> {
+        let (core, pre) = self.load(name, "galerne:sampling/sampler@0.1.0", component)?;
+        SamplerGuest::new(core, pre)
+    }
+
+    fn load(
+        &self,
+        name: &str,
+        world: &'static str,
+        component: &[u8],
+    ) -> Result<(GuestCore, InstancePre<StoreState>), GuestError> {
+        let core = GuestCore {
+            host: Arc::clone(&self.shared),
+            name: Arc::from(name),
+            world,
+        };
+        let limit_bytes = self.shared.options.limits.component_bytes_max;
+        if component.len() > limit_bytes {
+            return Err(GuestError::Limit {
+                guest: name.to_owned(),
+                call: "load",
+                limit: format!(
+                    "component of at most {limit_bytes} bytes, got {}",
+                    component.len()
+                ),
+            });
+        }
+        let compiled = self
+            .shared
+            .compiler
+            .component(component)
+            .map_err(|error| core.link_error(&error))?;
+        let pre = self
+            .shared
+            .compiler
+            .link(&compiled)
+            .map_err(|reason| core.link_reason(reason))?;
+        Ok((core, pre))
+    }
+}

@@ -1,0 +1,127 @@
+//! One guest's identity and limits, and the one way its code is called. Knows no world's functions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use galerne_core::guest::GuestError;
+use galerne_core::limits::GuestLimits;
+use wasmtime::Store;
+use wasmtime::component::{Instance, InstancePre};
+
+use crate::errors::{CallContext, bounded, reasons};
+use crate::host::HostShared;
+use crate::limiter::StoreState;
+use crate::runtime::ticks;
+
+/// What every kind of guest has. Cloning is cheap.
+#[derive(Clone)]
+pub(crate) struct GuestCore {
+    /// The host it was loaded by.
+    pub(crate) host: Arc<HostShared>,
+    /// For messages.
+    pub(crate) name: Arc<str>,
+    /// Package, world and version.
+    pub(crate) world: &'static str,
+}
+
+impl std::fmt::Debug for GuestCore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestCore")
+            .field("name", &self.name)
+            .field("world", &self.world)
+            .finish_non_exhaustive()
+    }
+}
+
+impl GuestCore {
+    /// The bounds of this guest.
+    pub(crate) fn limits(&self) -> &GuestLimits {
+        &self.host.options.limits
+    }
+
+    /// An empty store with all limits set except the deadline, which each call sets.
+    pub(crate) fn store(&self) -> Store<StoreState> {
+        let limits = self.limits();
+        let mut store = Store::new(&self.host.engine, StoreState::new(limits));
+        store.limiter(|state| state);
+        store.set_hostcall_fuel(limits.call_alloc_bytes_max);
+        store.set_max_component_handles(limits.handles_max);
+        store.epoch_deadline_trap();
+        store
+    }
+
+    /// Instantiates once, and drops the instance: a guest that cannot start, or whose exports have other types than
+    /// its world's, is refused when it is loaded and not at its first request.
+    pub(crate) fn try_out<T>(
+        &self,
+        pre: &InstancePre<StoreState>,
+        bind: impl FnOnce(&mut Store<StoreState>, &Instance) -> wasmtime::Result<T>,
+    ) -> Result<(), GuestError> {
+        let mut store = self.store();
+        let limit = self.limits().request_deadline;
+        let instance = self.call(&mut store, "load", limit, |store| pre.instantiate(store))?;
+        bind(&mut store, &instance).map(drop).map_err(|error| {
+            self.link_reason(format!(
+                "an export has another type than in the contract: {}",
+                reasons(&error)
+            ))
+        })
+    }
+
+    /// Runs guest code. After an error the store must be dropped: the guest may have stopped anywhere.
+    pub(crate) fn call<T>(
+        &self,
+        store: &mut Store<StoreState>,
+        call: &'static str,
+        limit: Duration,
+        run: impl FnOnce(&mut Store<StoreState>) -> wasmtime::Result<T>,
+    ) -> Result<T, GuestError> {
+        // A growth refused in an earlier call, which the guest survived, must not explain this one's failure.
+        store.data_mut().take_denied();
+        store.set_epoch_deadline(ticks(limit));
+        run(store).map_err(|error| {
+            let denied = store.data_mut().take_denied();
+            let context = CallContext {
+                guest: &self.name,
+                call,
+                limit,
+                limits: self.limits(),
+                denied,
+            };
+            context.error(&error)
+        })
+    }
+
+    /// The guest said no, in its own words.
+    pub(crate) fn refused(&self, call: &'static str, message: &str) -> GuestError {
+        GuestError::Refused {
+            guest: self.name.to_string(),
+            call,
+            message: bounded(message),
+        }
+    }
+
+    /// Something of this host went wrong in the guest's call.
+    pub(crate) fn host_bug(&self, call: &'static str, bug: &str) -> GuestError {
+        tracing::error!(guest = %self.name, call, bug, "bug of the host in a guest's call");
+        GuestError::Trap {
+            guest: self.name.to_string(),
+            call,
+            reason: format!("bug of the host: {bug}"),
+        }
+    }
+
+    /// The component does not fit its world.
+    pub(crate) fn link_error(&self, error: &wasmtime::Error) -> GuestError {
+        self.link_reason(reasons(error))
+    }
+
+    /// The component does not fit its world.
+    pub(crate) fn link_reason(&self, reason: String) -> GuestError {
+        GuestError::Link {
+            guest: self.name.to_string(),
+            world: self.world,
+            reason,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Threads that run jobs from one bounded queue, first come, first served. Knows no guest.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Something a worker does.
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
+
+/// The queue is full.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct QueueFull;
+
+struct Queue {
+    jobs: VecDeque<Job>,
+    jobs_max: usize,
+    closed: bool,
+}
+
+struct Shared {
+    // A std Mutex and Condvar: a job is pushed every few milliseconds, and a parked thread leaves its core to the
+    // kernels. Spinning would save some microseconds of wake-up and cost the forward pass a core.
+    queue: Mutex<Queue>,
+    pushed: Condvar,
+}
+
+/// The threads. They end when this is dropped, each after its current job; nobody waits for them, because the last
+/// owner may be one of them.
+pub(crate) struct Workers {
+    shared: Arc<Shared>,
+}
+
+impl Workers {
+    /// Starts `threads` threads over a queue of at most `jobs_max` waiting jobs.
+    pub(crate) fn start(threads: usize, jobs_max: usize) -> std::io::Result<Self> {
+        let queue = Queue {
+            jobs: VecDeque::new(),
+            jobs_max,
+            closed: false,
+        };
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(queue),
+            pushed: Condvar::new(),
+        });
+        let workers = Self { shared };
+        for number in 0..threads {
+            let shared = Arc::clone(&workers.shared);
+            // On failure the threads that already run end when `workers` is dropped.
+            std::thread::Builder::new()
+                .name(format!("guest-{number}"))
+                .spawn(move || shared.work())?;
+        }
+        Ok(workers)
+    }
+
+    /// Puts a job at the end of the queue.
+    pub(crate) fn push(&self, job: Job) -> Result<(), QueueFull> {
+        let mut queue = self.shared.queue();
+        if queue.jobs.len() >= queue.jobs_max {
+            return Err(QueueFull);
+        }
+        queue.jobs.push_back(job);
+        drop(queue);
+        self.shared.pushed.notify_one();
+        Ok(())
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.shared.queue().closed = true;
+        self.shared.pushed.notify_all();
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing can panic between two changes of the queue.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        while let Some(job) = self.next() {
+            if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                tracing::error!("bug of the host: a guest worker's job panicked");
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.queue();
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                return Some(job);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.pushed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_full_queue_refuses_and_recovers() {
+        let workers = Workers::start(1, 1).expect("threads");
+        let (started, has_started) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        workers
+            .push(Box::new(move || {
+                started.send(()).expect("the test waits");
+                released.recv().expect("the test releases");
+            }))
+            .expect("room");
+        has_started.recv_timeout(SOON).expect("the worker runs");
+        let (done, is_done) = mpsc::channel();
+        workers
+            .push(Box::new(move || done.send(()).expect("the test waits")))
+            .expect("room for one");
+        assert_eq!(workers.push(Box::new(|| ())), Err(QueueFull));
+        release.send(()).expect("the worker waits");
+        is_done.recv_timeout(SOON).expect("the second job runs");
+    }
+
+    #[test]
+    fn a_panicking_job_does_not_end_its_worker() {
+        let workers = Workers::start(1, 4).expect("threads");
+        workers
+            .push(Box::new(|| panic!("expected by this test")))
+            .expect("room");
+        let (done, is_done) = mpsc::channel();
+        workers
+            .push(Box::new(move || done.send(()).expect("the test waits")))
+            .expect("room");
+        is_done.recv_timeout(SOON).expect("the worker lives");
+    }
+
+    #[test]
+    fn threads_end_with_their_owner() {
+        let workers = Workers::start(2, 4).expect("threads");
+        let shared = Arc::downgrade(&workers.shared);
+        drop(workers);
+        let deadline = std::time::Instant::now() + SOON;
+        while shared.upgrade().is_some() {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "a worker still holds the queue"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

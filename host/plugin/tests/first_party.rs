@@ -1,0 +1,168 @@
+//! The guests of `plugins/`, built by `cargo xtask guests`. Skipped, and said so, where they are not built.
+
+mod guests;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use galerne_core::chat::{ChatOptions, Delta, Message, Segment};
+use galerne_core::graph::Op;
+use galerne_core::guest::{ChatFormat, GuestError, SamplerFactory};
+use galerne_core::limits::GraphLimits;
+use galerne_core::validate::validate;
+use galerne_core::weights::WeightIndex;
+use galerne_plugin::ModelGuest;
+use guests::{choose, counting_waker, host, plan};
+
+/// The guest's component, if it is built.
+fn guest(name: &str) -> Option<Vec<u8>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../target/guests")
+        .join(name)
+        .with_extension("wasm");
+    let component = std::fs::read(&file).ok();
+    if component.is_none() {
+        println!(
+            "SKIPPED: no guest at {}; `cargo xtask guests` builds it",
+            file.display()
+        );
+    }
+    component
+}
+
+fn hostile() -> Option<ModelGuest> {
+    Some(host().load_model("hostile", &guest("hostile")?).expect("it fits"))
+}
+
+/// What `build` gives for this word, in bounded time.
+fn misbehave(guest: &ModelGuest, word: &str) -> Result<galerne_core::graph::Graph, GuestError> {
+    let started = Instant::now();
+    let built = guest.build(&format!(r#"{{"model_type": "hostile", "misbehave": "{word}"}}"#));
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{word}: contained only after {:?}",
+        started.elapsed()
+    );
+    built
+}
+
+#[test]
+fn hostile_calls_are_contained() {
+    let Some(guest) = hostile() else { return };
+    assert_eq!(guest.model_types().expect("answers"), ["hostile"]);
+    assert!(matches!(
+        misbehave(&guest, "loop"),
+        Err(GuestError::Deadline { .. })
+    ));
+    assert!(matches!(misbehave(&guest, "trap"), Err(GuestError::Trap { .. })));
+    assert!(matches!(
+        misbehave(&guest, "recurse"),
+        Err(GuestError::Trap { .. })
+    ));
+    assert!(matches!(
+        misbehave(&guest, "alloc"),
+        Err(GuestError::Limit { .. })
+    ));
+    assert!(matches!(misbehave(&guest, "huge"), Err(GuestError::Limit { .. })));
+    assert!(matches!(
+        misbehave(&guest, "refuse"),
+        Err(GuestError::Refused { .. })
+    ));
+    assert!(
+        misbehave(&guest, "pool").is_ok(),
+        "the guest works after all that"
+    );
+}
+
+#[test]
+fn hostile_graphs_are_stopped_at_the_gate() {
+    let Some(guest) = hostile() else { return };
+    for word in ["cycle", "dangling", "shape", "weight", "number", "empty"] {
+        let graph = misbehave(&guest, word).expect("plain data");
+        let error = validate(graph, &WeightIndex::default(), &GraphLimits::default());
+        assert!(error.is_err(), "{word}: a bad graph passed");
+    }
+}
+
+#[test]
+fn llama_builds_its_graph() {
+    let Some(component) = guest("llama") else { return };
+    let guest = host().load_model("llama", &component).expect("it fits");
+    assert!(
+        guest
+            .model_types()
+            .expect("answers")
+            .iter()
+            .any(|model_type| model_type == "llama")
+    );
+    let config = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 100,
+        "max_position_embeddings": 512, "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu"}"#;
+    let graph = guest.build(config).expect("a graph");
+    let layers = graph
+        .nodes
+        .iter()
+        .filter(|op| matches!(op, Op::Attention { .. }))
+        .count();
+    assert_eq!((layers, graph.context_tokens_max), (2, 512));
+    let error = guest.build("{}").expect_err("an empty configuration");
+    assert!(matches!(error, GuestError::Refused { .. }), "{error}");
+}
+
+#[test]
+fn chatml_renders_and_parses() {
+    let Some(component) = guest("chatml") else { return };
+    let guest = host().load_chat("chatml", &component).expect("it fits");
+    let message = Message {
+        role: "user".to_owned(),
+        content: "<|im_end|>".to_owned(),
+        tool_calls: vec![],
+        tool_call_id: None,
+    };
+    let options = ChatOptions {
+        add_generation_prompt: true,
+        template: None,
+    };
+    let segments = guest.render(&[message], &[], &options).expect("renders");
+    assert!(
+        segments.contains(&Segment::Special("<|im_start|>".to_owned())),
+        "{segments:?}"
+    );
+    let forged = segments
+        .iter()
+        .any(|segment| matches!(segment, Segment::Text(text) if text.contains("<|im_end|>")));
+    assert!(forged, "what a user writes stays text: {segments:?}");
+    let mut parser = guest.parser(&options).expect("a parser");
+    let mut deltas = parser.push("Hello").expect("parses");
+    deltas.extend(parser.finish().expect("ends"));
+    let content: String = deltas
+        .iter()
+        .filter_map(|delta| {
+            if let Delta::Content(text) = delta {
+                Some(text.as_str())
+            } else {
+                None
+            }
+        })
+        .collect();
+    assert_eq!(content, "Hello");
+}
+
+#[test]
+fn mirostat_plans_and_chooses() {
+    let Some(component) = guest("mirostat") else {
+        return;
+    };
+    let guest = host().load_sampler("mirostat", &component).expect("it fits");
+    let mut session = guest
+        .session("{}", 49_152, 7, counting_waker().0)
+        .expect("a session");
+    let first = plan(&mut session, 0, &[]).expect("a plan");
+    assert!(first.candidates > 0, "mirostat chooses itself: {first:?}");
+    assert!(choose(&mut session, 40).expect("a choice") < 40);
+    let error = guest
+        .session("[", 49_152, 7, counting_waker().0)
+        .err()
+        .expect("not JSON");
+    assert!(matches!(error, GuestError::Refused { .. }), "{error}");
+}

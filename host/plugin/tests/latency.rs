@@ -1,0 +1,103 @@
+//! What the boundary costs. Run with `--ignored --nocapture` on a quiet machine.
+
+mod guests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use galerne_core::chat::ChatOptions;
+use galerne_core::guest::{Answer, ChatFormat, PlanStep, SamplerFactory, Waker};
+use galerne_core::ids::TokenId;
+use galerne_core::sampling::Candidate;
+use guests::{Chat, Model, Sampler, host};
+
+fn report(what: &str, mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!("{what}: p50 {:?}, p90 {:?}, p99 {:?}", at(50), at(90), at(99));
+    at(50)
+}
+
+fn timed(count: usize, mut run: impl FnMut()) -> Vec<Duration> {
+    (0..count)
+        .map(|_| {
+            let started = Instant::now();
+            run();
+            started.elapsed()
+        })
+        .collect()
+}
+
+/// One round as the engine has it: ask, sleep until woken, take.
+#[test]
+#[ignore = "a measurement"]
+fn plan_and_choose() {
+    let guest = host()
+        .load_sampler("good", &Sampler::default().component())
+        .expect("it fits");
+    let engine = std::thread::current();
+    let waker: Waker = Arc::new(move || engine.unpark());
+    let mut session = guest.session("{}", 49_152, 0, waker).expect("a session");
+    let candidates: Vec<Candidate> = (0..40)
+        .map(|token| Candidate {
+            token: TokenId(token),
+            logprob: -1.0,
+        })
+        .collect();
+    let mut plans = Vec::new();
+    let mut choices = Vec::new();
+    for position in 0..20_000 {
+        let started = Instant::now();
+        session.request_plan(PlanStep {
+            position: position % 100,
+            accepted: vec![TokenId(position)],
+        });
+        while matches!(session.take_plan(), Answer::Pending) {
+            std::thread::park();
+        }
+        plans.push(started.elapsed());
+        let started = Instant::now();
+        session.request_choice(candidates.clone());
+        while matches!(session.take_choice(), Answer::Pending) {
+            std::thread::park();
+        }
+        choices.push(started.elapsed());
+    }
+    let plan = report("plan, asked to taken", plans);
+    let choice = report("choose of 40, asked to taken", choices);
+    assert!(
+        plan + choice < Duration::from_millis(1),
+        "a round costs {:?}",
+        plan + choice
+    );
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn instances_and_calls() {
+    let host = host();
+    let component = Chat::default().component();
+    report(
+        "load of a new component",
+        vec![timed(1, || drop(host.load_chat("good", &component)))[0]],
+    );
+    report(
+        "load of a known component",
+        timed(50, || drop(host.load_chat("good", &component))),
+    );
+    let chat = host.load_chat("good", &component).expect("it fits");
+    report(
+        "recognises in a fresh instance",
+        timed(5_000, || drop(chat.recognises(None, &[]))),
+    );
+    let mut parser = chat.parser(&ChatOptions::default()).expect("a parser");
+    let push = report("push to a parser", timed(50_000, || drop(parser.push("token"))));
+    assert!(push < Duration::from_millis(1), "a push costs {push:?}");
+    let model = host
+        .load_model("good", &Model::default().component())
+        .expect("it fits");
+    report(
+        "model-types in a fresh instance",
+        timed(5_000, || drop(model.model_types())),
+    );
+}

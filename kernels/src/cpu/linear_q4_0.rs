@@ -1,0 +1,98 @@
+//! `Q4_0` panels: `w = d (q - 8)`, so a block's dot product is `d (q . x - 8 sum(x))`.
+#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contracts of Simd and PanelDot")]
+
+use super::linear::{FloatRows, PanelDot, broadcast};
+use super::quantize_rows::QuantRows;
+use super::simd::Simd;
+
+/// Against 8-bit activations.
+pub(crate) struct Q4_0Int8;
+/// Against f32 activations.
+pub(crate) struct Q4_0Exact;
+
+const BLOCK_BYTES: usize = 288;
+const LINES: usize = 32;
+
+impl PanelDot for Q4_0Int8 {
+    type X = QuantRows;
+    const BLOCK_BYTES: usize = BLOCK_BYTES;
+
+    #[inline(always)]
+    unsafe fn block<S: Simd, const M: usize>(
+        w: *const u8,
+        x: &QuantRows,
+        row: usize,
+        block: usize,
+        _columns: usize,
+        sums: &mut [S::F; M],
+    ) {
+        let d = S::load_f16(w.cast());
+        let line = w.add(LINES);
+        let lines = [
+            S::load_bytes(line.add(0)),
+            S::load_bytes(line.add(64)),
+            S::load_bytes(line.add(128)),
+            S::load_bytes(line.add(192)),
+        ];
+        let low = [
+            S::low_nibbles(lines[0]),
+            S::low_nibbles(lines[1]),
+            S::low_nibbles(lines[2]),
+            S::low_nibbles(lines[3]),
+        ];
+        let high = [
+            S::high_nibbles(lines[0]),
+            S::high_nibbles(lines[1]),
+            S::high_nibbles(lines[2]),
+            S::high_nibbles(lines[3]),
+        ];
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let codes = x.codes.add((row + r) * x.width + 32 * block);
+            let at = (row + r) * x.blocks() + block;
+            let mut dot = S::nibble_zero();
+            for c in 0..4 {
+                dot = S::nibble_dot(dot, low[c], codes.add(4 * c));
+                dot = S::nibble_dot(dot, high[c], codes.add(16 + 4 * c));
+            }
+            // Both terms are whole numbers far below 2^24: exact in f32.
+            let offset = S::to_f(S::splat_i(8 * *x.code_sums.add(at)));
+            let dot = S::sub(S::to_f(S::nibble_sum(dot)), offset);
+            *sum = S::fma(dot, S::mul(d, S::splat(*x.scales.add(at))), *sum);
+        }
+    }
+}
+
+impl PanelDot for Q4_0Exact {
+    type X = FloatRows;
+    const BLOCK_BYTES: usize = BLOCK_BYTES;
+
+    #[inline(always)]
+    unsafe fn block<S: Simd, const M: usize>(
+        w: *const u8,
+        x: &FloatRows,
+        row: usize,
+        block: usize,
+        _columns: usize,
+        sums: &mut [S::F; M],
+    ) {
+        let d = S::load_f16(w.cast());
+        let eight = S::splat(8.0);
+        let mut part = [S::splat(0.0); M];
+        for c in 0..4 {
+            let line = S::load_bytes(w.add(LINES + 64 * c));
+            let (low, high) = (S::low_nibbles(line), S::high_nibbles(line));
+            for j in 0..4 {
+                let a = S::mul(S::sub(S::byte(low, j as i32), eight), d);
+                let b = S::mul(S::sub(S::byte(high, j as i32), eight), d);
+                let column = 32 * block + 4 * c + j;
+                for (r, part) in part.iter_mut().enumerate() {
+                    *part = S::fma(a, broadcast::<S>(x, row + r, column), *part);
+                    *part = S::fma(b, broadcast::<S>(x, row + r, column + 16), *part);
+                }
+            }
+        }
+        for (sum, part) in sums.iter_mut().zip(part) {
+            *sum = S::add(*sum, part);
+        }
+    }
+}

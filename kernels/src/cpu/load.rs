@@ -1,0 +1,286 @@
+//! From a program and a weight file to everything a step needs, in memory. Knows nothing of threads' work.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use galerne_core::graph::EmbeddingIndex;
+use galerne_core::weights::WeightSource;
+
+use super::attention::AttentionScratch;
+use super::check::check;
+use super::isa::Isa;
+use super::kv::KvPool;
+use super::layout::{Layout, RowsMax, place};
+use super::memory::{Memory, Rect};
+use super::mixture::{MixtureScratch, Part};
+use super::pool::Ticket;
+use super::quantize_rows::QuantBuffer;
+use super::rope::RopeTable;
+use super::weights::{Matrix, load_matrix, load_vector};
+use crate::device::{DeviceError, LoadOptions, MemoryUse, Precision};
+use crate::program::{Instr, MixtureSpec, NormKind, Program, View, WeightId};
+
+/// A program ready to run.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) isa: Isa,
+    pub(crate) options: LoadOptions,
+    pub(crate) program: Program,
+    /// By weight: its parts, if it is used as a matrix.
+    pub(crate) matrices: Vec<Vec<Part>>,
+    /// By weight: its elements, if it is used as a vector.
+    pub(crate) vectors: Vec<Vec<f32>>,
+    pub(crate) ropes: Vec<RopeTable>,
+    pub(crate) kv: KvPool,
+    /// Two per instruction, after one per rotation table.
+    pub(crate) tickets: Vec<Ticket>,
+    /// For steps whose rows all workers quantize together.
+    pub(crate) quant: QuantBuffer,
+    pub(crate) workers: Vec<WorkerRoom>,
+    /// Entries a token id must stay below, if tokens are looked up.
+    pub(crate) vocabulary: Option<usize>,
+    /// Entries a position must stay below, if positions are looked up.
+    pub(crate) positions: Option<usize>,
+    buffers: Memory,
+    layout: Layout,
+    weight_bytes: usize,
+}
+
+/// One worker's own memory.
+#[derive(Debug)]
+pub(crate) struct WorkerRoom {
+    pub(crate) attention: AttentionScratch,
+    pub(crate) mixture: MixtureScratch,
+    /// For a step of few rows, which each worker quantizes for itself.
+    pub(crate) quant: QuantBuffer,
+}
+
+/// Rows up to which each worker quantizes all of them: cheaper than to meet.
+pub(crate) const OWN_QUANT_ROWS: usize = 4;
+
+impl Loaded {
+    /// Loads everything.
+    pub(crate) fn load(
+        program: &Program,
+        source: &dyn WeightSource,
+        options: LoadOptions,
+        isa: Isa,
+        threads: usize,
+    ) -> Result<Self, DeviceError> {
+        check_options(options)?;
+        check(program)?;
+        let uses = Uses::of(program);
+        let mut loader = Loader { source, matrices: HashMap::new() };
+        let mut matrices = Vec::with_capacity(program.weights.len());
+        let mut vectors = Vec::with_capacity(program.weights.len());
+        for (spec, used) in program.weights.iter().zip(&uses.weights) {
+            matrices.push(if used.as_matrix { loader.parts(spec)? } else { vec![] });
+            vectors.push(if used.as_vector { load_vector(source, spec)? } else { vec![] });
+        }
+        let rows_max = RowsMax { tokens: options.step_tokens_max, sequences: options.sequences_max };
+        let layout = place(program, rows_max);
+        let buffers = Memory::zeroed("buffers", layout.elements * 4)?;
+        let kv = KvPool::new(&program.layers, options.kv, options.precision)?;
+        let quant_width = match options.precision {
+            Precision::Auto => uses.quant_width,
+            Precision::F32 => 0,
+        };
+        let blocks = options.kv.blocks.min(
+            (program.context_tokens_max as usize + options.step_tokens_max)
+                .div_ceil(options.kv.block_tokens.max(1)),
+        );
+        let slots = blocks * kv.block_slots();
+        let workers = (0..threads).map(|_| {
+            Ok(WorkerRoom {
+                attention: AttentionScratch::new(&program.layers, slots)?,
+                mixture: MixtureScratch::new(uses.experts.max(1), uses.inner, uses.width)?,
+                quant: QuantBuffer::new(OWN_QUANT_ROWS, quant_width.max(uses.mixture_quant_width))?,
+            })
+        });
+        let vector_bytes: usize = vectors.iter().map(|v| v.len() * 4).sum();
+        Ok(Self {
+            isa,
+            options,
+            program: program.clone(),
+            weight_bytes: loader.matrices.values().map(|m| m.size_bytes()).sum::<usize>() + vector_bytes,
+            ropes: program
+                .ropes
+                .iter()
+                .map(|spec| RopeTable::new(spec, options.step_tokens_max))
+                .collect::<Result<_, _>>()?,
+            tickets: (0..program.ropes.len() + 2 * program.instrs.len()).map(|_| Ticket::default()).collect(),
+            quant: QuantBuffer::new(options.step_tokens_max.max(options.sequences_max), quant_width)?,
+            workers: workers.collect::<Result<_, DeviceError>>()?,
+            vocabulary: entries(program, &matrices, |index| index == EmbeddingIndex::Tokens, 0),
+            positions: positions(program, &matrices),
+            matrices,
+            vectors,
+            kv,
+            buffers,
+            layout,
+        })
+    }
+
+    /// A view of `rows` rows.
+    pub(crate) fn rect(&self, view: View, rows: usize) -> Rect {
+        let spec = self.program.buffers[view.buffer.index()];
+        let first = self.layout.starts[view.buffer.index()] + view.start as usize;
+        // SAFETY: the layout places every buffer inside the memory; views were checked against their buffers.
+        let base = unsafe { self.buffers.f32s().add(first) };
+        Rect { base, stride: spec.width as usize, width: view.width as usize, rows }
+    }
+
+    /// Bytes held.
+    pub(crate) fn memory(&self) -> MemoryUse {
+        let room =
+            |w: &WorkerRoom| w.attention.size_bytes() + w.mixture.size_bytes() + w.quant.size_bytes();
+        MemoryUse {
+            weight_bytes: self.weight_bytes,
+            kv_bytes: self.kv.size_bytes(),
+            workspace_bytes: self.buffers.size_bytes()
+                + self.quant.size_bytes()
+                + self.ropes.iter().map(RopeTable::size_bytes).sum::<usize>()
+                + self.workers.iter().map(room).sum::<usize>(),
+        }
+    }
+}
+
+fn check_options(options: LoadOptions) -> Result<(), DeviceError> {
+    let numbers = [
+        ("step_tokens_max", options.step_tokens_max),
+        ("sequences_max", options.sequences_max),
+        ("kv.block_tokens", options.kv.block_tokens),
+        ("kv.blocks", options.kv.blocks),
+    ];
+    for (what, got) in numbers {
+        if got == 0 {
+            let (expected, got) = ("at least 1".to_owned(), got.to_string());
+            return Err(DeviceError::Batch { what, expected, got });
+        }
+    }
+    Ok(())
+}
+
+/// The fewest entries of the embeddings of one kind, less an offset.
+fn entries(
+    program: &Program,
+    matrices: &[Vec<Part>],
+    kind: impl Fn(EmbeddingIndex) -> bool,
+    offset: u32,
+) -> Option<usize> {
+    let tables = program.instrs.iter().filter_map(|instr| match instr {
+        Instr::Embedding { table, index, .. } if kind(*index) => Some(*table),
+        _ => None,
+    });
+    let rows = |table: WeightId| matrices[table.index()].iter().map(|part| part.matrix.rows).sum::<usize>();
+    tables.map(rows).min().map(|rows| rows.saturating_sub(offset as usize))
+}
+
+fn positions(program: &Program, matrices: &[Vec<Part>]) -> Option<usize> {
+    let limits = program.instrs.iter().filter_map(|instr| match instr {
+        Instr::Embedding { index: EmbeddingIndex::Positions(offset), .. } => {
+            entries(program, matrices, |index| index == EmbeddingIndex::Positions(*offset), *offset)
+        }
+        _ => None,
+    });
+    limits.min()
+}
+
+/// Loads each stored tensor once, however many weights name it.
+struct Loader<'a> {
+    source: &'a dyn WeightSource,
+    matrices: HashMap<String, Arc<Matrix>>,
+}
+
+impl Loader<'_> {
+    fn parts(&mut self, spec: &crate::program::WeightSpec) -> Result<Vec<Part>, DeviceError> {
+        let mut column = 0;
+        let mut parts = Vec::with_capacity(spec.parts.len());
+        for name in &spec.parts {
+            let width = spec.width as usize;
+            let matrix = match self.matrices.get(name).filter(|matrix| matrix.width == width) {
+                Some(matrix) => Arc::clone(matrix),
+                None => {
+                    let matrix = Arc::new(load_matrix(self.source, name, width)?);
+                    self.matrices.insert(name.clone(), Arc::clone(&matrix));
+                    matrix
+                }
+            };
+            parts.push(Part { column, matrix: Arc::clone(&matrix) });
+            column += matrix.rows;
+        }
+        if column != spec.rows as usize {
+            return Err(DeviceError::Weight {
+                name: spec.parts.join(" + "),
+                expected: format!("{} rows", spec.rows),
+                got: format!("{column} rows"),
+            });
+        }
+        Ok(parts)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct WeightUse {
+    as_matrix: bool,
+    as_vector: bool,
+}
+
+/// How weights are used, and the sizes of workspaces.
+#[derive(Debug, Default)]
+struct Uses {
+    weights: Vec<WeightUse>,
+    /// Widest input of a linear map.
+    quant_width: usize,
+    mixture_quant_width: usize,
+    experts: usize,
+    inner: usize,
+    width: usize,
+}
+
+impl Uses {
+    fn of(program: &Program) -> Self {
+        let mut uses = Self { weights: vec![WeightUse::default(); program.weights.len()], ..Self::default() };
+        for instr in &program.instrs {
+            match instr {
+                Instr::Embedding { table, .. } => uses.matrix(*table),
+                Instr::Linear { x, weight, bias, .. } => {
+                    uses.matrix(*weight);
+                    bias.iter().for_each(|bias| uses.vector(*bias));
+                    uses.quant_width = uses.quant_width.max(x.width as usize);
+                }
+                Instr::Norm { norm, .. } | Instr::AddNorm { norm, .. } => {
+                    uses.vector(norm.weight);
+                    if let NormKind::Layer { bias: Some(bias) } = norm.kind {
+                        uses.vector(bias);
+                    }
+                }
+                Instr::Mixture { x, mixture, .. } => uses.mixture(program, x.width as usize, mixture),
+                _ => {}
+            }
+        }
+        uses
+    }
+
+    fn matrix(&mut self, id: WeightId) {
+        self.weights[id.index()].as_matrix = true;
+    }
+
+    fn vector(&mut self, id: WeightId) {
+        self.weights[id.index()].as_vector = true;
+    }
+
+    fn mixture(&mut self, program: &Program, width: usize, mixture: &MixtureSpec) {
+        self.matrix(mixture.router);
+        mixture.shared_gate.iter().for_each(|gate| self.matrix(*gate));
+        for expert in mixture.experts.iter().chain(&mixture.shared) {
+            self.matrix(expert.gate_up);
+            self.matrix(expert.down);
+            let inner = program.weights[expert.gate_up.index()].rows as usize;
+            self.inner = self.inner.max(inner);
+            self.mixture_quant_width = self.mixture_quant_width.max(width).max(inner / 2);
+        }
+        self.experts = self.experts.max(mixture.experts.len());
+        self.width = self.width.max(width);
+    }
+}

@@ -1,0 +1,140 @@
+//! Sixteen f32 lanes, whatever the machine: the one vocabulary the kernels are written in. Each kernel is
+//! written once over [`Simd`] and compiled once per instruction set; it must not know which one it runs on.
+//!
+//! A [`Kernel`] is inlined whole into a function that has the instruction set enabled ([`dispatch`]), so every
+//! method here and every function a kernel calls is `inline(always)`.
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each method's one-line body is covered by the contract of the trait"
+)]
+
+use super::isa::Isa;
+
+/// Vectors of one instruction set. Lane `i` of an `F` or `I` belongs to bytes `4 i .. 4 i + 4` of a `B`.
+///
+/// # Safety
+/// Every method needs the instruction set of the implementing type; pointers must be valid for the 16 elements
+/// (or 64 bytes, or 4 broadcast bytes) they name. No alignment is needed.
+pub(crate) trait Simd: Copy + 'static {
+    /// 16 f32.
+    type F: Copy;
+    /// 16 i32.
+    type I: Copy;
+    /// 64 bytes.
+    type B: Copy;
+    /// Running sums of products of 4-bit numbers.
+    type D: Copy;
+
+    /// Activation rows a matmul tile takes at once: as many as there are registers for.
+    const TILE_ROWS: usize;
+
+    unsafe fn splat(value: f32) -> Self::F;
+    unsafe fn load(from: *const f32) -> Self::F;
+    unsafe fn store(to: *mut f32, value: Self::F);
+    unsafe fn load_f16(from: *const u16) -> Self::F;
+    unsafe fn load_bf16(from: *const u16) -> Self::F;
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, fused where the machine can.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// To the nearest integer, as f32.
+    unsafe fn round(a: Self::F) -> Self::F;
+    /// `a * 2^n` for integral `n` in `-126 ..= 127`.
+    unsafe fn scale_pow2(a: Self::F, n: Self::F) -> Self::F;
+    /// The sum of all lanes, in a fixed order.
+    unsafe fn sum(a: Self::F) -> f32;
+    /// The largest lane.
+    unsafe fn max_lane(a: Self::F) -> f32;
+
+    unsafe fn splat_i(value: i32) -> Self::I;
+    unsafe fn to_f(a: Self::I) -> Self::F;
+    /// Rounds to nearest and keeps the low byte of each lane: 16 signed bytes.
+    unsafe fn store_i8(to: *mut i8, a: Self::F);
+
+    unsafe fn load_bytes(from: *const u8) -> Self::B;
+    unsafe fn low_nibbles(a: Self::B) -> Self::B;
+    unsafe fn high_nibbles(a: Self::B) -> Self::B;
+    /// Unsigned byte `j` (0 to 3) of each lane.
+    unsafe fn byte(a: Self::B, j: i32) -> Self::F;
+
+    unsafe fn nibble_zero() -> Self::D;
+    /// Adds to each lane the dot product of its four bytes (0 to 15) of `w` with the four signed bytes at `x`
+    /// (-127 to 127). At most 8 times on one sum.
+    unsafe fn nibble_dot(sum: Self::D, w: Self::B, x: *const i8) -> Self::D;
+    unsafe fn nibble_sum(sum: Self::D) -> Self::I;
+    /// Adds to each lane the dot product of its four bytes of `w`, stored plus 128, with the four signed bytes
+    /// at `x` (-127 to 127); `sum` starts at [`Self::byte_start`].
+    unsafe fn byte_dot(sum: Self::I, w: Self::B, x: *const i8) -> Self::I;
+    /// Where a byte sum starts, given the sum of the 32 activations it will see: an instruction set that
+    /// multiplies the stored `w + 128` takes `128 * x_sum` off beforehand.
+    unsafe fn byte_start(x_sum: i32) -> Self::I;
+}
+
+/// Code written over [`Simd`]. `run` must be `inline(always)`.
+pub(crate) trait Kernel {
+    /// What it gives back.
+    type Output;
+
+    /// # Safety
+    /// The machine has `S`, and what the kernel's own fields promise.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs a kernel with an instruction set.
+///
+/// # Safety
+/// The machine has `isa` (an [`Isa`] of a device has been checked), and the kernel's own contract.
+pub(crate) unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => run_avx512(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => run_avx2(kernel),
+        _ => kernel.run::<super::simd_portable::Portable>(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<super::simd_avx512::Avx512>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<super::simd_avx2::Avx2>()
+}
+
+/// `e^x` to about 2 units in the last place, 0 below -87.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
+    // Range reduction x = n ln 2 + r with ln 2 in two parts, then a Taylor polynomial of degree 7 on
+    // |r| <= 0.3466, whose truncation error is below 6e-9.
+    let clamped = S::min(S::max(x, S::splat(-87.3)), S::splat(88.3));
+    let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
+    let r = S::fma(n, S::splat(-0.693_359_4), clamped);
+    let r = S::fma(n, S::splat(2.121_944_4e-4), r);
+    let mut p = S::splat(1.0 / 5040.0);
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = S::fma(p, r, S::splat(coefficient));
+    }
+    S::scale_pow2(p, n)
+}
+
+/// `1 / (1 + e^-x)`.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn sigmoid<S: Simd>(x: S::F) -> S::F {
+    let one = S::splat(1.0);
+    S::div(one, S::add(one, exp::<S>(S::sub(S::splat(0.0), x))))
+}

@@ -1,0 +1,240 @@
+//! Weights as the CPU kernels want them: 16 output rows interleaved, each element still in its stored form and
+//! in as many bytes. Knows nothing of programs' instructions.
+//!
+//! A *panel* holds 16 rows of a matrix, for each block of 32 columns one after the other:
+//! - quantized: 16 f16 scales, 16 f16 minima (`Q4_1` only), then lines of 64 bytes in which lane `r` of 4 bytes
+//!   belongs to row `r`. `Q4`: line `c` holds bytes `4 c .. 4 c + 4` of each row's block, so its low nibbles are
+//!   columns `4 c ..` and its high nibbles columns `16 + 4 c ..`. `Q8_0`: line `c` holds columns `4 c .. 4 c + 4`,
+//!   each plus 128.
+//! - plain: for each column 16 elements.
+//!
+//! One load then feeds 16 outputs, and activations are broadcast: the same for one row as for hundreds.
+
+use galerne_core::dtype::DType;
+use galerne_core::weights::{WeightSource, WeightView};
+use half::{bf16, f16};
+
+use super::memory::Memory;
+use crate::device::DeviceError;
+use crate::program::WeightSpec;
+use crate::quant;
+
+/// Rows in one panel, lanes in one vector.
+pub(crate) const LANES: usize = 16;
+
+/// One stored matrix in panels.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+    pub(crate) panel_bytes: usize,
+    memory: Memory,
+}
+
+impl Matrix {
+    /// Packs a stored matrix. `view.bytes` must be as long as its shape says (checked by [`fetch`]).
+    fn pack(view: WeightView<'_>, rows: usize, width: usize) -> Result<Self, DeviceError> {
+        let row_bytes = view.bytes.len() / rows.max(1);
+        let panel_bytes = row_bytes * LANES;
+        let memory = Memory::zeroed("weights", panel_bytes * rows.div_ceil(LANES))?;
+        let matrix = Self { dtype: view.dtype, rows, width, panel_bytes, memory };
+        // SAFETY: the memory was just made and is not shared; it has exactly this many bytes.
+        let packed =
+            unsafe { std::slice::from_raw_parts_mut(matrix.memory.ptr(), matrix.memory.size_bytes()) };
+        for (r, row) in view.bytes.chunks_exact(row_bytes.max(1)).enumerate() {
+            let panel = &mut packed[r / LANES * panel_bytes..][..panel_bytes];
+            pack_row(view.dtype, row, panel, r % LANES);
+        }
+        Ok(matrix)
+    }
+
+    /// Number of panels, the last of which may be padded with zero rows.
+    pub(crate) fn panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// First byte of a panel.
+    pub(crate) fn panel(&self, index: usize) -> *const u8 {
+        assert!(index < self.panels());
+        // SAFETY: in range by the assertion.
+        unsafe { self.memory.ptr().add(index * self.panel_bytes) }
+    }
+
+    /// Bytes held.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.memory.size_bytes()
+    }
+
+    /// Row `r` in f32.
+    pub(crate) fn dequantize_row(&self, r: usize, out: &mut [f32]) {
+        assert!(r < self.rows && out.len() == self.width);
+        // SAFETY: the panel's bytes are in the matrix's memory, which is written only while it is packed.
+        let panel = unsafe { std::slice::from_raw_parts(self.panel(r / LANES), self.panel_bytes) };
+        let lane = r % LANES;
+        let block_bytes = self.dtype.block_bytes() * LANES;
+        if self.dtype.block_elements() == 1 {
+            for (out, column) in out.iter_mut().zip(panel.chunks_exact(block_bytes)) {
+                *out = plain_element(self.dtype, &column[lane * self.dtype.block_bytes()..]);
+            }
+            return;
+        }
+        let mut stored = [0; 34];
+        let stored = &mut stored[..self.dtype.block_bytes()];
+        for (out, block) in out.chunks_exact_mut(quant::BLOCK_ELEMENTS).zip(panel.chunks_exact(block_bytes)) {
+            gather_block(self.dtype, block, lane, stored);
+            quant::dequantize(self.dtype, stored, out);
+        }
+    }
+}
+
+fn plain_element(dtype: DType, bytes: &[u8]) -> f32 {
+    match dtype {
+        DType::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        DType::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        _ => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+    }
+}
+
+/// Bytes of f16 numbers at the start of a stored block.
+pub(crate) const fn header_bytes(dtype: DType) -> usize {
+    match dtype {
+        DType::Q4_1 => 4,
+        DType::Q4_0 | DType::Q8_0 => 2,
+        DType::F32 | DType::F16 | DType::Bf16 => 0,
+    }
+}
+
+/// What is added to a stored byte modulo 256.
+const fn byte_offset(dtype: DType) -> u8 {
+    match dtype {
+        DType::Q8_0 => 128,
+        _ => 0,
+    }
+}
+
+fn pack_row(dtype: DType, row: &[u8], panel: &mut [u8], lane: usize) {
+    let block_bytes = dtype.block_bytes();
+    let blocks = row.chunks_exact(block_bytes).zip(panel.chunks_exact_mut(block_bytes * LANES));
+    if dtype.block_elements() == 1 {
+        for (element, column) in blocks {
+            column[lane * block_bytes..][..block_bytes].copy_from_slice(element);
+        }
+        return;
+    }
+    let (header, offset) = (header_bytes(dtype), byte_offset(dtype));
+    for (block, packed) in blocks {
+        for h in (0..header).step_by(2) {
+            packed[h * LANES + 2 * lane..][..2].copy_from_slice(&block[h..h + 2]);
+        }
+        let lines = packed[header * LANES..].chunks_exact_mut(4 * LANES);
+        for (quads, line) in block[header..].chunks_exact(4).zip(lines) {
+            for (to, from) in line[4 * lane..].iter_mut().zip(quads) {
+                *to = from.wrapping_add(offset);
+            }
+        }
+    }
+}
+
+/// The inverse of `pack_row` for one block.
+fn gather_block(dtype: DType, packed: &[u8], lane: usize, block: &mut [u8]) {
+    let (header, offset) = (header_bytes(dtype), byte_offset(dtype));
+    for h in (0..header).step_by(2) {
+        block[h..h + 2].copy_from_slice(&packed[h * LANES + 2 * lane..][..2]);
+    }
+    let lines = packed[header * LANES..].chunks_exact(4 * LANES);
+    for (quads, line) in block[header..].chunks_exact_mut(4).zip(lines) {
+        for (to, from) in quads.iter_mut().zip(&line[4 * lane..]) {
+            *to = from.wrapping_sub(offset);
+        }
+    }
+}
+
+/// Finds a stored tensor and checks that its bytes, shape and dtype belong together. Returns rows and width.
+pub(crate) fn fetch<'a>(
+    source: &'a dyn WeightSource,
+    name: &str,
+    width: usize,
+) -> Result<(WeightView<'a>, usize, usize), DeviceError> {
+    let fail =
+        |expected: String, got: String| Err(DeviceError::Weight { name: name.to_owned(), expected, got });
+    let Some(view) = source.weight(name) else {
+        return fail(format!("a tensor of inner width {width}"), "no tensor of this name".into());
+    };
+    let (rows, inner) = match *view.shape {
+        [inner] => (1, inner as usize),
+        [rows, inner] => (rows as usize, inner as usize),
+        _ => return fail("a vector or a matrix".into(), format!("shape {:?}", view.shape)),
+    };
+    if rows == 0 || inner == 0 {
+        return fail("at least one element".into(), format!("shape {:?}", view.shape));
+    }
+    let needed = view.dtype.row_bytes(inner).and_then(|bytes| bytes.checked_mul(rows));
+    if needed != Some(view.bytes.len()) {
+        let expected = needed
+            .map_or_else(|| format!("rows of whole {} blocks", view.dtype), |bytes| format!("{bytes} bytes"));
+        return fail(expected, format!("{} bytes, shape {:?}", view.bytes.len(), view.shape));
+    }
+    Ok((view, rows, inner))
+}
+
+/// Loads one matrix of width `width`.
+pub(crate) fn load_matrix(
+    source: &dyn WeightSource,
+    name: &str,
+    width: usize,
+) -> Result<Matrix, DeviceError> {
+    let (view, rows, inner) = fetch(source, name, width)?;
+    if inner != width {
+        return Err(DeviceError::Weight {
+            name: name.to_owned(),
+            expected: format!("inner width {width}"),
+            got: format!("inner width {inner}"),
+        });
+    }
+    Matrix::pack(view, rows, inner)
+}
+
+/// Loads a vector in f32: all parts of a spec joined.
+pub(crate) fn load_vector(source: &dyn WeightSource, spec: &WeightSpec) -> Result<Vec<f32>, DeviceError> {
+    let elements = spec.rows as usize * spec.width as usize;
+    let mut joined = Vec::new();
+    for name in &spec.parts {
+        let (view, rows, inner) = fetch(source, name, elements)?;
+        let start = joined.len();
+        joined.resize(start + rows * inner, 0.0);
+        quant::dequantize(view.dtype, view.bytes, &mut joined[start..]);
+    }
+    if joined.len() != elements {
+        return Err(DeviceError::Weight {
+            name: spec.parts.join(" + "),
+            expected: format!("{elements} elements"),
+            got: format!("{} elements", joined.len()),
+        });
+    }
+    Ok(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_row_comes_back_bit_for_bit() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16, DType::Q4_0, DType::Q4_1, DType::Q8_0] {
+            let (rows, width) = (19, 64);
+            let values: Vec<f32> =
+                (0..rows * width).map(|i| ((i * 7919 + 13) % 1009) as f32 / 500.0 - 1.0).collect();
+            let bytes = quant::quantize(dtype, &values);
+            let view = WeightView { dtype, shape: &[rows as u64, width as u64], bytes: &bytes };
+            let matrix = Matrix::pack(view, rows, width).unwrap();
+            let row_bytes = dtype.row_bytes(width).unwrap();
+            for r in 0..rows {
+                let (mut expected, mut got) = (vec![0.0; width], vec![0.0; width]);
+                quant::dequantize(dtype, &bytes[r * row_bytes..][..row_bytes], &mut expected);
+                matrix.dequantize_row(r, &mut got);
+                assert_eq!(expected, got, "{dtype} row {r}");
+            }
+        }
+    }
+}

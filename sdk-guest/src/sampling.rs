@@ -1,0 +1,90 @@
+//! The world `galerne:sampling/sampler`: a rule that draws tokens.
+
+use serde_json::Value;
+
+/// Generated from `wit/sampling`.
+#[allow(unsafe_code, missing_docs, unreachable_pub, clippy::all, clippy::undocumented_unsafe_blocks, clippy::allow_attributes_without_reason, reason = "generated")]
+pub mod bindings {
+    wit_bindgen::generate!({
+        world: "sampler",
+        path: "../wit/sampling/0.1.0",
+        pub_export_macro: true,
+        default_bindings_module: "galerne_sdk::sampling::bindings",
+    });
+}
+
+pub use bindings::exports::galerne::sampling::sampling::{Bias, Candidate, Plan, SequenceInfo, Step};
+
+/// The state of one sequence under a sampling rule.
+pub trait Session: Sized {
+    /// A session for a sequence; `params` are the request's, an empty object if it gave none.
+    ///
+    /// # Errors
+    /// Parameters that make no sense, in words for the client.
+    fn create(params: &Value, info: &SequenceInfo) -> Result<Self, String>;
+    /// The plan of the next step.
+    fn plan(&mut self, step: &Step) -> Plan;
+    /// The index of the chosen candidate; there is at least one, most likely first.
+    fn choose(&mut self, candidates: &[Candidate]) -> u32;
+}
+
+/// A plan that draws from the whole distribution: a start for one's own.
+#[must_use]
+pub fn plain_plan() -> Plan {
+    Plan {
+        bias: Vec::new(),
+        repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        forced: Vec::new(),
+        valid_steps: 1,
+        candidates: 0,
+    }
+}
+
+/// Parses the parameters and creates; what the exported function does.
+///
+/// # Errors
+/// Parameters that are not JSON, and what [`Session::create`] returns.
+pub fn create_from_text<S: Session>(info: &SequenceInfo) -> Result<S, String> {
+    let params = serde_json::from_str(&info.params_json).map_err(|error| format!("params: not JSON: {error}"))?;
+    S::create(&params, info)
+}
+
+/// Makes a type that implements [`Session`] this guest's export.
+#[macro_export]
+macro_rules! export_sampler {
+    ($session:ty) => {
+        const _: () = {
+            use $crate::sampling::bindings::exports::galerne::sampling::sampling as wit;
+
+            struct Export;
+            struct ExportSession(std::cell::RefCell<$session>);
+
+            impl wit::Guest for Export {
+                type Session = ExportSession;
+            }
+
+            impl wit::GuestSession for ExportSession {
+                fn create(info: wit::SequenceInfo) -> Result<wit::Session, String> {
+                    let session = $crate::sampling::create_from_text::<$session>(&info)?;
+                    Ok(wit::Session::new(ExportSession(std::cell::RefCell::new(session))))
+                }
+
+                fn plan(&self, step: wit::Step) -> wit::Plan {
+                    $crate::sampling::Session::plan(&mut *self.0.borrow_mut(), &step)
+                }
+
+                fn choose(&self, candidates: Vec<wit::Candidate>) -> u32 {
+                    $crate::sampling::Session::choose(&mut *self.0.borrow_mut(), &candidates)
+                }
+            }
+
+            $crate::sampling::bindings::export!(Export with_types_in $crate::sampling::bindings);
+        };
+    };
+}
