@@ -39,13 +39,18 @@ impl Builder {
     fn buffer(&mut self, rows: Rows, width: u32) -> View {
         let buffer = BufferId(self.program.buffers.len() as u32);
         self.program.buffers.push(BufferSpec { rows, width });
-        View { buffer, start: 0, width }
+        View {
+            buffer,
+            start: 0,
+            width,
+        }
     }
 
     fn weight(&mut self, parts: &[(&str, u32)], width: u32, dtype: DType) -> WeightId {
         for &(name, rows) in parts {
             let bytes = random_bytes(dtype, rows as usize * width as usize, &mut self.numbers);
-            self.weights.insert_bytes(name, dtype, &[u64::from(rows), u64::from(width)], bytes);
+            self.weights
+                .insert_bytes(name, dtype, &[u64::from(rows), u64::from(width)], bytes);
         }
         let spec = WeightSpec {
             parts: parts.iter().map(|(name, _)| (*name).to_owned()).collect(),
@@ -57,14 +62,30 @@ impl Builder {
     }
 
     fn norm(&mut self, name: &str) -> NormSpec {
-        self.weights.insert(name, DType::F32, &[u64::from(WIDTH)], &[1.0; WIDTH as usize]);
-        self.program.weights.push(WeightSpec { parts: vec![name.to_owned()], rows: 1, width: WIDTH });
+        self.weights
+            .insert(name, DType::F32, &[u64::from(WIDTH)], &[1.0; WIDTH as usize]);
+        self.program.weights.push(WeightSpec {
+            parts: vec![name.to_owned()],
+            rows: 1,
+            width: WIDTH,
+        });
         let weight = WeightId(self.program.weights.len() as u32 - 1);
-        NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, weight, width: WIDTH, eps: 1e-5 }
+        NormSpec {
+            kind: NormKind::Rms { weight_offset: 0.0 },
+            weight,
+            width: WIDTH,
+            eps: 1e-5,
+        }
     }
 
     fn linear(&mut self, x: View, weight: WeightId, out: View, accumulate: bool) {
-        self.program.instrs.push(Instr::Linear { x, weight, bias: None, accumulate, out });
+        self.program.instrs.push(Instr::Linear {
+            x,
+            weight,
+            bias: None,
+            accumulate,
+            out,
+        });
     }
 }
 
@@ -91,17 +112,33 @@ fn random_bytes(dtype: DType, elements: usize, numbers: &mut Numbers) -> Vec<u8>
 fn layer(b: &mut Builder, l: u32, dtype: DType, residual: View, x: View) {
     let name = |part: &str| format!("{l}.{part}");
     let (q, kv) = (HEADS * HEAD, KV_HEADS * HEAD);
-    let qkv = b.weight(&[(&name("q"), q), (&name("k"), kv), (&name("v"), kv)], WIDTH, dtype);
+    let qkv = b.weight(
+        &[(&name("q"), q), (&name("k"), kv), (&name("v"), kv)],
+        WIDTH,
+        dtype,
+    );
     let o = b.weight(&[(&name("o"), WIDTH)], q, dtype);
     let gate_up = b.weight(&[(&name("gate"), FFN), (&name("up"), FFN)], WIDTH, dtype);
     let down = b.weight(&[(&name("down"), WIDTH)], FFN, dtype);
     let both = b.buffer(Rows::Tokens, q + 2 * kv);
-    let part = |start, width| View { buffer: both.buffer, start, width };
+    let part = |start, width| View {
+        buffer: both.buffer,
+        start,
+        width,
+    };
     let attended = b.buffer(Rows::Tokens, q);
     let inner = b.buffer(Rows::Tokens, 2 * FFN);
-    let half = |start| View { buffer: inner.buffer, start, width: FFN };
+    let half = |start| View {
+        buffer: inner.buffer,
+        start,
+        width: FFN,
+    };
     let (norm_a, norm_b) = (b.norm(&name("norm_a")), b.norm(&name("norm_b")));
-    b.program.instrs.push(Instr::Norm { x: residual, norm: norm_a, out: x });
+    b.program.instrs.push(Instr::Norm {
+        x: residual,
+        norm: norm_a,
+        out: x,
+    });
     b.linear(x, qkv, both, false);
     b.program.instrs.push(Instr::RopeAppend {
         layer: LayerId(l),
@@ -111,9 +148,17 @@ fn layer(b: &mut Builder, l: u32, dtype: DType, residual: View, x: View) {
         q_rope: Some(RopeId(0)),
         k_rope: Some(RopeId(0)),
     });
-    b.program.instrs.push(Instr::Attention { layer: LayerId(l), q: part(0, q), out: attended });
+    b.program.instrs.push(Instr::Attention {
+        layer: LayerId(l),
+        q: part(0, q),
+        out: attended,
+    });
     b.linear(attended, o, residual, true);
-    b.program.instrs.push(Instr::Norm { x: residual, norm: norm_b, out: x });
+    b.program.instrs.push(Instr::Norm {
+        x: residual,
+        norm: norm_b,
+        out: x,
+    });
     b.linear(x, gate_up, inner, false);
     b.program.instrs.push(Instr::ActivateMul {
         gate: half(0),
@@ -125,7 +170,9 @@ fn layer(b: &mut Builder, l: u32, dtype: DType, residual: View, x: View) {
 }
 
 fn build(dtype: DType) -> Builder {
-    let inv_freq = (0..HEAD / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / HEAD as f32)).collect();
+    let inv_freq = (0..HEAD / 2)
+        .map(|i| 10_000f32.powf(-2.0 * i as f32 / HEAD as f32))
+        .collect();
     let spec = AttentionLayer {
         heads: HEADS,
         kv_heads: KV_HEADS,
@@ -139,16 +186,36 @@ fn build(dtype: DType) -> Builder {
         instrs: vec![],
         buffers: vec![],
         weights: vec![],
-        ropes: vec![RopeSpec { inv_freq, pairing: RopePairing::Half, attention_factor: 1.0 }],
+        ropes: vec![RopeSpec {
+            inv_freq,
+            pairing: RopePairing::Half,
+            attention_factor: 1.0,
+        }],
         layers: vec![spec; LAYERS as usize],
-        output: View { buffer: BufferId(0), start: 0, width: 0 },
+        output: View {
+            buffer: BufferId(0),
+            start: 0,
+            width: 0,
+        },
         context_tokens_max: 8_192,
     };
-    let mut b = Builder { program, weights: MemoryWeights::default(), numbers: Numbers::new(1) };
-    let table_dtype = if dtype.block_elements() == 1 { dtype } else { DType::Q8_0 };
+    let mut b = Builder {
+        program,
+        weights: MemoryWeights::default(),
+        numbers: Numbers::new(1),
+    };
+    let table_dtype = if dtype.block_elements() == 1 {
+        dtype
+    } else {
+        DType::Q8_0
+    };
     let table = b.weight(&[("embedding", VOCABULARY)], WIDTH, table_dtype);
     let (residual, x) = (b.buffer(Rows::Tokens, WIDTH), b.buffer(Rows::Tokens, WIDTH));
-    let embedding = Instr::Embedding { table, index: EmbeddingIndex::Tokens, out: residual };
+    let embedding = Instr::Embedding {
+        table,
+        index: EmbeddingIndex::Tokens,
+        out: residual,
+    };
     b.program.instrs.push(embedding);
     for l in 0..LAYERS {
         layer(&mut b, l, dtype, residual, x);
@@ -157,17 +224,37 @@ fn build(dtype: DType) -> Builder {
     let normed = b.buffer(Rows::Outputs, WIDTH);
     let logits = b.buffer(Rows::Outputs, VOCABULARY);
     let norm = b.norm("norm");
-    b.program.instrs.push(Instr::OutputRows { x: residual, out: last });
-    b.program.instrs.push(Instr::Norm { x: last, norm, out: normed });
+    b.program.instrs.push(Instr::OutputRows {
+        x: residual,
+        out: last,
+    });
+    b.program.instrs.push(Instr::Norm {
+        x: last,
+        norm,
+        out: normed,
+    });
     b.linear(normed, table, logits, false);
     b.program.output = logits;
     b
 }
 
-fn slice(first_token: usize, tokens: usize, position: usize, lane: usize, lane_blocks: usize) -> SequenceSlice {
+fn slice(
+    first_token: usize,
+    tokens: usize,
+    position: usize,
+    lane: usize,
+    lane_blocks: usize,
+) -> SequenceSlice {
     let first = (lane * lane_blocks) as u32;
-    let blocks = (0..(position + tokens).div_ceil(BLOCK_TOKENS) as u32).map(|b| BlockId(first + b)).collect();
-    SequenceSlice { first_token, tokens, position: position as u32, blocks }
+    let blocks = (0..(position + tokens).div_ceil(BLOCK_TOKENS) as u32)
+        .map(|b| BlockId(first + b))
+        .collect();
+    SequenceSlice {
+        first_token,
+        tokens,
+        position: position as u32,
+        blocks,
+    }
 }
 
 /// Tokens per second of prefill in steps of `chunk`.
@@ -176,11 +263,20 @@ fn prefill(program: &mut dyn LoadedProgram, tokens: usize, chunk: usize) -> f64 
     for position in (0..tokens).step_by(chunk) {
         let count = chunk.min(tokens - position);
         let batch = StepBatch {
-            tokens: (0..count as u32).map(|i| TokenId((i * 37) % VOCABULARY)).collect(),
+            tokens: (0..count as u32)
+                .map(|i| TokenId((i * 37) % VOCABULARY))
+                .collect(),
             sequences: vec![slice(0, count, position, 0, 1)],
-            output_rows: if position + count == tokens { vec![count - 1] } else { vec![] },
+            output_rows: if position + count == tokens {
+                vec![count - 1]
+            } else {
+                vec![]
+            },
         };
-        program.submit(&batch).and_then(|()| program.wait()).expect("prefill step");
+        program
+            .submit(&batch)
+            .and_then(|()| program.wait())
+            .expect("prefill step");
     }
     tokens as f64 / start.elapsed().as_secs_f64()
 }
@@ -188,16 +284,30 @@ fn prefill(program: &mut dyn LoadedProgram, tokens: usize, chunk: usize) -> f64 
 /// Tokens per second of `steps` greedy steps of `lanes` sequences.
 fn decode(program: &mut dyn LoadedProgram, lanes: usize, from: usize, steps: usize) -> f64 {
     let lane_blocks = (from + steps).div_ceil(BLOCK_TOKENS) + 1;
-    let plan = SamplingPlan { temperature: 0.0, ..SamplingPlan::default() };
+    let plan = SamplingPlan {
+        temperature: 0.0,
+        ..SamplingPlan::default()
+    };
     let start = Instant::now();
     for step in 0..steps {
         let batch = StepBatch {
             tokens: vec![TokenId(step as u32); lanes],
-            sequences: (0..lanes).map(|lane| slice(lane, 1, from + step, lane, lane_blocks)).collect(),
+            sequences: (0..lanes)
+                .map(|lane| slice(lane, 1, from + step, lane, lane_blocks))
+                .collect(),
             output_rows: (0..lanes).collect(),
         };
-        program.submit(&batch).and_then(|()| program.wait()).expect("decode step");
-        let request = |row| SampleRequest { row, plan: &plan, seen: &[], uniform: 0.5, logprobs: None };
+        program
+            .submit(&batch)
+            .and_then(|()| program.wait())
+            .expect("decode step");
+        let request = |row| SampleRequest {
+            row,
+            plan: &plan,
+            seen: &[],
+            uniform: 0.5,
+            logprobs: None,
+        };
         let requests: Vec<_> = (0..lanes).map(request).collect();
         program.sample(&requests).expect("sample");
     }
@@ -207,23 +317,40 @@ fn decode(program: &mut dyn LoadedProgram, lanes: usize, from: usize, steps: usi
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |word: &str| arguments.iter().any(|argument| argument == word);
-    let dtype = arguments.iter().find_map(|word| DType::from_name(word)).unwrap_or(DType::Q4_1);
-    let isa = [("portable", Isa::Portable), ("avx2", Isa::Avx2), ("avx512", Isa::Avx512)]
-        .into_iter()
-        .find_map(|(word, isa)| has(word).then_some(isa));
-    let threads = arguments.iter().find_map(|word| word.parse::<NonZeroUsize>().ok());
+    let dtype = arguments
+        .iter()
+        .find_map(|word| DType::from_name(word))
+        .unwrap_or(DType::Q4_1);
+    let isa = [
+        ("portable", Isa::Portable),
+        ("avx2", Isa::Avx2),
+        ("avx512", Isa::Avx512),
+    ]
+    .into_iter()
+    .find_map(|(word, isa)| has(word).then_some(isa));
+    let threads = arguments
+        .iter()
+        .find_map(|word| word.parse::<NonZeroUsize>().ok());
     let exact = arguments.iter().skip(1).any(|word| word == "f32");
     let device = CpuDevice::new(CpuOptions { threads, isa }).expect("device");
     let b = build(dtype);
     let options = LoadOptions {
         precision: if exact { Precision::F32 } else { Precision::Auto },
-        kv: KvSpec { blocks: 4_096, block_tokens: BLOCK_TOKENS },
+        kv: KvSpec {
+            blocks: 4_096,
+            block_tokens: BLOCK_TOKENS,
+        },
         step_tokens_max: 512,
         sequences_max: 64,
     };
     let start = Instant::now();
     let mut program = device.load(&b.program, &b.weights, options).expect("load");
-    println!("{:?} {dtype} {:?}: loaded in {:?}", device.info(), options.precision, start.elapsed());
+    println!(
+        "{:?} {dtype} {:?}: loaded in {:?}",
+        device.info(),
+        options.precision,
+        start.elapsed()
+    );
     let program = program.as_mut();
     for round in 0..3 {
         println!(
@@ -235,7 +362,31 @@ fn main() {
             decode(program, 1, 128, 64),
         );
     }
+    for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 0, 0.9), (0.7, 40, 0.9)] {
+        let plan = SamplingPlan {
+            temperature,
+            top_k,
+            top_p,
+            ..SamplingPlan::default()
+        };
+        let request = SampleRequest {
+            row: 0,
+            plan: &plan,
+            seen: &[],
+            uniform: 0.5,
+            logprobs: None,
+        };
+        let start = Instant::now();
+        (0..20).for_each(|_| drop(program.sample(&[request]).expect("sample")));
+        println!(
+            "sample at {temperature}, top-k {top_k}, top-p {top_p}: {:?}",
+            start.elapsed() / 20
+        );
+    }
     for lanes in [2, 4, 8, 16, 32] {
-        println!("{lanes} sequences: decode {:.1} tokens/s", decode(program, lanes, 128, 16));
+        println!(
+            "{lanes} sequences: decode {:.1} tokens/s",
+            decode(program, lanes, 128, 16)
+        );
     }
 }

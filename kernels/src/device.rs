@@ -2,7 +2,7 @@
 
 use galerne_core::dtype::DType;
 use galerne_core::ids::{BlockId, TokenId};
-use galerne_core::sampling::{Candidate, SamplingPlan};
+use galerne_core::sampling::{Candidate, SamplingPlan, TokenLogprobs};
 use galerne_core::weights::WeightSource;
 
 use crate::program::Program;
@@ -61,7 +61,9 @@ pub enum DeviceError {
         op: String,
     },
     /// A weight the program names is not there or has another shape.
-    #[error("weight \"{name}\": expected {expected}, got {got}; do config.json and the weight file belong together?")]
+    #[error(
+        "weight \"{name}\": expected {expected}, got {got}; do config.json and the weight file belong together?"
+    )]
     Weight {
         /// Its name.
         name: String,
@@ -71,7 +73,9 @@ pub enum DeviceError {
         got: String,
     },
     /// A program's instruction does not fit its buffers or weights: a host bug.
-    #[error("program: instruction {instr}: {what}: expected {expected}, got {got}; this is a bug in the lowering")]
+    #[error(
+        "program: instruction {instr}: {what}: expected {expected}, got {got}; this is a bug in the lowering"
+    )]
     Program {
         /// Its index in [`Program::instrs`]; one past the last for the output.
         instr: usize,
@@ -93,7 +97,9 @@ pub enum DeviceError {
         got: String,
     },
     /// Memory could not be had.
-    #[error("device memory: {needed_bytes} bytes for {what} could not be allocated; lower --kv-blocks or use a smaller model")]
+    #[error(
+        "device memory: {needed_bytes} bytes for {what} could not be allocated; lower --kv-blocks or use a smaller model"
+    )]
     Memory {
         /// What for.
         what: &'static str,
@@ -156,15 +162,6 @@ pub struct SampleRequest<'a> {
     pub uniform: f32,
     /// If set, the log-probability (under the raw logits, before the plan) of the drawn token and of this many best ones.
     pub logprobs: Option<u32>,
-}
-
-/// Log-probabilities under the raw logits.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    /// Of the drawn token.
-    pub logprob: f32,
-    /// The most likely tokens, best first.
-    pub top: Vec<Candidate>,
 }
 
 /// What came of a [`SampleRequest`].

@@ -1,5 +1,8 @@
 //! `trait Device`, the programs it runs, and the devices. Knows nothing of sequences' lives, guests or files.
-#![allow(unsafe_code, reason = "kernels are where raw memory and vector instructions live")]
+#![allow(
+    unsafe_code,
+    reason = "kernels are where raw memory and vector instructions live"
+)]
 
 pub mod conformance;
 pub mod cpu;

@@ -29,11 +29,26 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
 pub fn quantize(dtype: DType, values: &[f32]) -> Vec<u8> {
     match dtype {
         DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        DType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        DType::Q4_0 => values.chunks_exact(BLOCK_ELEMENTS).flat_map(quantize_q4_0).collect(),
-        DType::Q4_1 => values.chunks_exact(BLOCK_ELEMENTS).flat_map(quantize_q4_1).collect(),
-        DType::Q8_0 => values.chunks_exact(BLOCK_ELEMENTS).flat_map(quantize_q8_0).collect(),
+        DType::F16 => values
+            .iter()
+            .flat_map(|&v| f16::from_f32(v).to_le_bytes())
+            .collect(),
+        DType::Bf16 => values
+            .iter()
+            .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
+            .collect(),
+        DType::Q4_0 => values
+            .chunks_exact(BLOCK_ELEMENTS)
+            .flat_map(quantize_q4_0)
+            .collect(),
+        DType::Q4_1 => values
+            .chunks_exact(BLOCK_ELEMENTS)
+            .flat_map(quantize_q4_1)
+            .collect(),
+        DType::Q8_0 => values
+            .chunks_exact(BLOCK_ELEMENTS)
+            .flat_map(quantize_q8_0)
+            .collect(),
     }
 }
 
@@ -73,7 +88,10 @@ fn nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(f32) -> f32) {
 }
 
 fn largest(values: &[f32]) -> f32 {
-    values.iter().copied().fold(0.0, |best: f32, v| if v.abs() > best.abs() { v } else { best })
+    values
+        .iter()
+        .copied()
+        .fold(0.0, |best: f32, v| if v.abs() > best.abs() { v } else { best })
 }
 
 fn reciprocal(d: f32) -> f32 {
@@ -81,7 +99,9 @@ fn reciprocal(d: f32) -> f32 {
 }
 
 fn pack(values: &[f32], code: impl Fn(f32) -> u8) -> impl Iterator<Item = u8> {
-    let bytes: Vec<u8> = (0..16).map(|i| code(values[i]) | (code(values[i + 16]) << 4)).collect();
+    let bytes: Vec<u8> = (0..16)
+        .map(|i| code(values[i]) | (code(values[i + 16]) << 4))
+        .collect();
     bytes.into_iter()
 }
 
@@ -99,14 +119,21 @@ fn quantize_q4_1(values: &[f32]) -> Vec<u8> {
     let (d, m) = (f16::from_f32((high - low) / 15.0), f16::from_f32(low));
     let inverse = reciprocal(d.to_f32());
     let code = |v: f32| ((v - m.to_f32()) * inverse + 0.5).clamp(0.0, 15.0) as u8;
-    d.to_le_bytes().into_iter().chain(m.to_le_bytes()).chain(pack(values, code)).collect()
+    d.to_le_bytes()
+        .into_iter()
+        .chain(m.to_le_bytes())
+        .chain(pack(values, code))
+        .collect()
 }
 
 fn quantize_q8_0(values: &[f32]) -> Vec<u8> {
     let d = f16::from_f32(largest(values).abs() / 127.0);
     let inverse = reciprocal(d.to_f32());
     let code = |v: &f32| ((v * inverse).round().clamp(-127.0, 127.0) as i8).cast_unsigned();
-    d.to_le_bytes().into_iter().chain(values.iter().map(code)).collect()
+    d.to_le_bytes()
+        .into_iter()
+        .chain(values.iter().map(code))
+        .collect()
 }
 
 #[cfg(test)]

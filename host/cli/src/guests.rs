@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use galerne_core::guest::SamplerFactory;
+use galerne_core::limits::GraphLimits;
+use galerne_core::validate::validate;
+use galerne_core::weights::WeightIndex;
 use galerne_plugin::PluginHost;
 use galerne_store::import::GuestChooser;
 
@@ -43,6 +46,15 @@ impl GuestChooser for Chooser<'_> {
 
     fn chat(&self, template: Option<&str>, special_tokens: &[String]) -> Result<Vec<u8>, String> {
         self.find_chat(template, special_tokens).map_err(|error| format!("{error:#}"))
+    }
+
+    fn check(&self, architecture: &[u8], config_json: &str, weights: &WeightIndex) -> Result<(), String> {
+        let fits = || -> Result<()> {
+            let graph = self.host.load_model("architecture", architecture)?.build(config_json)?;
+            validate(graph, weights, &GraphLimits::default())?;
+            Ok(())
+        };
+        fits().map_err(|error| format!("{error:#}"))
     }
 }
 

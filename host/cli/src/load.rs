@@ -44,8 +44,8 @@ pub struct RunningModel {
     pub chat: Arc<dyn ChatFormat>,
     /// Tokens that end an answer.
     pub stop_tokens: Vec<TokenId>,
-    /// Most tokens of one sequence.
-    pub context_tokens_max: u32,
+    /// Token a text prompt begins with, where the model wants one.
+    pub prompt_prefix: Option<TokenId>,
     /// Bytes on the device.
     pub memory: MemoryUse,
 }
@@ -58,8 +58,10 @@ pub fn device(args: &DeviceArgs) -> Result<CpuDevice> {
     let isa = match &args.isa {
         None => None,
         Some(name) => Some(
-            Isa::from_name(name)
-                .with_context(|| format!("--isa: expected portable, avx2 or avx512, got \"{name}\""))?,
+            Isa::ALL
+                .into_iter()
+                .find(|isa| isa.name() == name)
+                .with_context(|| format!("--isa: expected {}, got \"{name}\"", Isa::ALL.map(Isa::name).join(", ")))?,
         ),
     };
     Ok(CpuDevice::new(CpuOptions { threads: args.threads, isa })?)
@@ -152,10 +154,10 @@ pub fn start(
     );
     Ok(RunningModel {
         engine,
-        stop_tokens: package.stop_tokens(&tokenizer)?,
+        stop_tokens: package.eos_tokens(&tokenizer)?,
+        prompt_prefix: package.prompt_prefix(&tokenizer)?,
         tokenizer,
         chat: Arc::new(chat),
-        context_tokens_max: model.context_tokens_max,
         memory,
     })
 }

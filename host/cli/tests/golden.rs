@@ -27,7 +27,7 @@ const LOGIT_TOLERANCE: f64 = 2e-3;
 const KL_MAX: f64 = 0.02;
 
 fn package() -> Option<Package> {
-    Some(Store::open(data()?).expect("open the store").open_package(MODEL).expect("open the package"))
+    Some(Store::new(data()?).open(MODEL).expect("open the package"))
 }
 
 fn args(precision: PrecisionArg, step_tokens: usize) -> DeviceArgs {

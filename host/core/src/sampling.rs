@@ -156,3 +156,12 @@ pub struct Candidate {
     /// Natural logarithm of its probability.
     pub logprob: f32,
 }
+
+/// Log-probabilities under the raw logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the drawn token.
+    pub logprob: f32,
+    /// The most likely tokens, best first.
+    pub top: Vec<Candidate>,
+}

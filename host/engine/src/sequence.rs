@@ -8,7 +8,7 @@ use galerne_core::ids::{BlockId, SequenceId, TenantId, TokenId};
 use crate::prefix::PrefixKey;
 use crate::request::{Event, EventSink, FinishReason, Request, SequenceError, Usage};
 use crate::sampler::Sampler;
-use galerne_kernels::device::TokenLogprobs;
+use galerne_core::sampling::TokenLogprobs;
 
 /// A sequence from submission to its last event.
 pub(crate) struct Sequence {

@@ -2,13 +2,14 @@
 
 mod numeric;
 
+use galerne_core::graph::{EmbeddingIndex, Op};
 use galerne_core::validate::ValidGraph;
 use galerne_engine::lowering::lower;
 use galerne_kernels::program::{Instr, Program};
 use proptest::prelude::*;
 
 use numeric::Weights;
-use numeric::build::{Family, VOCABULARY, arbitrary, decoder, encoder};
+use numeric::build::{Build, Family, VOCABULARY, WIDTH, arbitrary, decoder, encoder};
 use numeric::program::Interpreter;
 
 const TOKENS: [u32; 7] = [3, 14, 15, 9, 26, 5, 3];
@@ -179,6 +180,20 @@ fn an_encoder_takes_in_its_residuals() {
     let layer = "Linear RopeAppend Attention Linear+ Norm Linear Activate Linear+ Norm";
     let expected = format!("Embedding*3 Add AddNorm {layer} {layer} MeanPool L2Normalise");
     assert_eq!(outline(&program), expected);
+}
+
+#[test]
+fn overlapping_slices_are_not_added_in_place() {
+    let mut b = Build::default();
+    let x = b.embedding("embed", VOCABULARY, EmbeddingIndex::Tokens);
+    let mut slice = |start| b.push(Op::Slice { x, start, length: 20 });
+    let (left, right) = (slice(0), slice(4));
+    let sum = b.add(left, right);
+    let x = b.linear(sum, "out", WIDTH, 20, false);
+    let x = b.push(Op::OutputRows { x });
+    let logits = b.logits(x, "embed");
+    let (graph, weights) = b.finish(logits);
+    check(&graph, &weights);
 }
 
 proptest! {

@@ -417,6 +417,30 @@ fn a_late_guest_sits_out_while_others_go_on() {
 }
 
 #[test]
+fn a_sequence_preempted_while_its_guest_chooses_is_computed_again_and_not_asked_twice() {
+    let choosing = |delays| {
+        let manner = Manner {
+            delays,
+            candidates: 3,
+            ..Manner::default()
+        };
+        Request {
+            sampling: Sampling::Guest(Box::new(FakeGuest::new(manner))),
+            ..request(&prompt(4), 3)
+        }
+    };
+    let mut bench = Bench::new(limits(5, 2, 16, 2), 64);
+    bench.submit(request(&prompt(3), 8));
+    let late = bench.submit(choosing([0, 40, 40]));
+    bench.drain();
+    assert!(bench.engine.stats().preemptions > 0, "{:?}", bench.engine.stats());
+    let mut alone = Bench::new(limits(5, 2, 16, 2), 64);
+    let expected = alone.submit(choosing([0; 3]));
+    alone.drain();
+    assert_eq!(late.tokens(), expected.tokens());
+}
+
+#[test]
 fn forced_tokens_come_with_logprobs_when_wanted() {
     let mut bench = Bench::new(limits(8, 4, 16, 2), 64);
     let plan = SamplingPlan {

@@ -144,8 +144,11 @@ fn sessions_have_separate_instances() {
 
 #[test]
 fn an_instance_starts_with_clean_memory() {
-    // Whether the byte at 60000 was written before; then writes it. Slots of the pool are reused.
-    let recognises = "(i32.load8_u (i32.const 60000)) (i32.store8 (i32.const 60000) (i32.const 1))";
+    // Whether one of two bytes was written before; then writes them. Slots of the pool are reused: the first byte
+    // lies in the part that is cleared by writing, the second in the part that is given back.
+    let recognises = "(drop (memory.grow (i32.const 8)))
+        (i32.or (i32.load8_u (i32.const 60000)) (i32.load8_u (i32.const 500000)))
+        (i32.store8 (i32.const 60000) (i32.const 1)) (i32.store8 (i32.const 500000) (i32.const 1))";
     let guest = Chat {
         recognises,
         ..Chat::default()

@@ -1,15 +1,17 @@
 //! What the boundary costs. Run with `--ignored --nocapture` on a quiet machine.
+#![expect(clippy::print_stdout, reason = "measurements are for reading")]
 
 mod guests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use galerne_core::chat::ChatOptions;
 use galerne_core::guest::{Answer, ChatFormat, PlanStep, SamplerFactory, Waker};
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::Candidate;
-use guests::{Chat, Model, Sampler, host};
+use guests::{Chat, Model, Sampler, built, host};
 
 fn report(what: &str, mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
@@ -28,17 +30,36 @@ fn timed(count: usize, mut run: impl FnMut()) -> Vec<Duration> {
         .collect()
 }
 
-/// One round as the engine has it: ask, sleep until woken, take.
 #[test]
 #[ignore = "a measurement"]
 fn plan_and_choose() {
-    let guest = host()
-        .load_sampler("good", &Sampler::default().component())
-        .expect("it fits");
+    let small = Sampler::default().component();
+    rounds("idle cores", &small, 40);
+    if let Some(mirostat) = built("mirostat") {
+        rounds("idle cores, mirostat", &mirostat, 256);
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        rounds("all cores busy", &small, 40);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Rounds as the engine has them: ask, sleep until woken, take.
+fn rounds(when: &str, component: &[u8], shown: u32) {
+    let guest = host().load_sampler("good", component).expect("it fits");
     let engine = std::thread::current();
     let waker: Waker = Arc::new(move || engine.unpark());
     let mut session = guest.session("{}", 49_152, 0, waker).expect("a session");
-    let candidates: Vec<Candidate> = (0..40)
+    let candidates: Vec<Candidate> = (0..shown)
         .map(|token| Candidate {
             token: TokenId(token),
             logprob: -1.0,
@@ -46,7 +67,7 @@ fn plan_and_choose() {
         .collect();
     let mut plans = Vec::new();
     let mut choices = Vec::new();
-    for position in 0..20_000 {
+    for position in 0..5_000 {
         let started = Instant::now();
         session.request_plan(PlanStep {
             position: position % 100,
@@ -63,13 +84,9 @@ fn plan_and_choose() {
         }
         choices.push(started.elapsed());
     }
-    let plan = report("plan, asked to taken", plans);
-    let choice = report("choose of 40, asked to taken", choices);
-    assert!(
-        plan + choice < Duration::from_millis(1),
-        "a round costs {:?}",
-        plan + choice
-    );
+    let plan = report(&format!("{when}: plan, asked to taken"), plans);
+    let choice = report(&format!("{when}: choose of {shown}, asked to taken"), choices);
+    println!("{when}: a round costs {:?}", plan + choice);
 }
 
 #[test]

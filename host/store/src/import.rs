@@ -3,6 +3,7 @@
 //! A package appears whole or not at all: files are written into a hidden folder beside it, which is renamed at the
 //! end and removed upon an error or a cancellation.
 
+use galerne_core::weights::WeightIndex;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -55,6 +56,15 @@ pub trait GuestChooser {
     /// # Errors
     /// A message that says what to do, if there is none.
     fn chat(&self, template: Option<&str>, special_tokens: &[String]) -> Result<Vec<u8>, String>;
+
+    /// Whether this architecture fits the configuration and the weights, before anything is written.
+    ///
+    /// # Errors
+    /// A message that says what does not fit. Choosers that cannot run guests accept.
+    fn check(&self, architecture: &[u8], config_json: &str, weights: &WeightIndex) -> Result<(), String> {
+        let _ = (architecture, config_json, weights);
+        Ok(())
+    }
 }
 
 /// Hears how far an import is.
@@ -212,6 +222,10 @@ pub fn import(
     let template = source.chat.template.as_deref();
     let chat = chooser
         .chat(template, &tokenizer.special_tokens())
+        .map_err(ImportError::Guest)?;
+    let weights = WeightIndex { tensors: source.plan.infos() };
+    chooser
+        .check(&architecture, &String::from_utf8_lossy(&source.config_json), &weights)
         .map_err(ImportError::Guest)?;
     check_cancelled(cancelled)?;
     writer::write_package(request, source, [&architecture, &chat], progress, cancelled)

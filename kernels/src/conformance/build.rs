@@ -6,8 +6,8 @@ use galerne_core::ids::LayerId;
 
 use super::weights::{MemoryWeights, Numbers};
 use crate::program::{
-    AttentionLayer, BufferId, BufferSpec, Instr, NormKind, NormSpec, Program, RopeId, RopeSpec, View, WeightId,
-    WeightSpec,
+    AttentionLayer, BufferId, BufferSpec, Instr, NormKind, NormSpec, Program, RopeId, RopeSpec, View,
+    WeightId, WeightSpec,
 };
 
 /// Entries of the tables that tokens are looked up in.
@@ -34,17 +34,29 @@ impl Build {
             weights: vec![],
             ropes: vec![],
             layers: vec![],
-            output: View { buffer: BufferId(0), start: 0, width: 0 },
+            output: View {
+                buffer: BufferId(0),
+                start: 0,
+                width: 0,
+            },
             context_tokens_max: 512,
         };
-        Self { program, weights: MemoryWeights::default(), numbers: Numbers::new(seed) }
+        Self {
+            program,
+            weights: MemoryWeights::default(),
+            numbers: Numbers::new(seed),
+        }
     }
 
     /// A new buffer.
     pub fn buffer(&mut self, rows: Rows, width: u32) -> View {
         let buffer = BufferId(self.program.buffers.len() as u32);
         self.program.buffers.push(BufferSpec { rows, width });
-        View { buffer, start: 0, width }
+        View {
+            buffer,
+            start: 0,
+            width,
+        }
     }
 
     /// A random matrix of one part.
@@ -60,11 +72,16 @@ impl Build {
             let name = format!("w{id}.{part}");
             let size = 1.0 / (width as f32).sqrt();
             let values = self.numbers.normals(rows as usize * width as usize, size);
-            self.weights.insert(&name, dtype, &[u64::from(rows), u64::from(width)], &values);
+            self.weights
+                .insert(&name, dtype, &[u64::from(rows), u64::from(width)], &values);
             names.push(name);
         }
         let rows = parts.iter().map(|(_, rows)| rows).sum();
-        self.program.weights.push(WeightSpec { parts: names, rows, width });
+        self.program.weights.push(WeightSpec {
+            parts: names,
+            rows,
+            width,
+        });
         WeightId(id as u32)
     }
 
@@ -73,8 +90,13 @@ impl Build {
         let id = self.program.weights.len();
         let name = format!("v{id}");
         let values: Vec<f32> = (0..width).map(|_| 1.0 + self.numbers.normal(0.3)).collect();
-        self.weights.insert(&name, DType::F32, &[u64::from(width)], &values);
-        self.program.weights.push(WeightSpec { parts: vec![name], rows: 1, width });
+        self.weights
+            .insert(&name, DType::F32, &[u64::from(width)], &values);
+        self.program.weights.push(WeightSpec {
+            parts: vec![name],
+            rows: 1,
+            width,
+        });
         WeightId(id as u32)
     }
 
@@ -96,14 +118,29 @@ impl Build {
         // Matrices are scaled for unit outputs; inputs should be of unit size themselves.
         let name = self.program.weights[table.index()].parts[0].clone();
         let values = self.numbers.normals((VOCABULARY * out.width) as usize, 1.0);
-        self.weights.insert(&name, DType::F32, &[u64::from(VOCABULARY), u64::from(out.width)], &values);
-        self.push(Instr::Embedding { table, index: EmbeddingIndex::Tokens, out });
+        self.weights.insert(
+            &name,
+            DType::F32,
+            &[u64::from(VOCABULARY), u64::from(out.width)],
+            &values,
+        );
+        self.push(Instr::Embedding {
+            table,
+            index: EmbeddingIndex::Tokens,
+            out,
+        });
     }
 
     /// A rotation of `pairs` pairs.
     pub fn rope(&mut self, pairs: u32, pairing: RopePairing, attention_factor: f32) -> RopeId {
-        let inv_freq = (0..pairs).map(|i| 100f32.powf(-(i as f32) / pairs as f32)).collect();
-        self.program.ropes.push(RopeSpec { inv_freq, pairing, attention_factor });
+        let inv_freq = (0..pairs)
+            .map(|i| 100f32.powf(-(i as f32) / pairs as f32))
+            .collect();
+        self.program.ropes.push(RopeSpec {
+            inv_freq,
+            pairing,
+            attention_factor,
+        });
         RopeId(self.program.ropes.len() as u32 - 1)
     }
 
@@ -119,13 +156,20 @@ impl Build {
         let rope = (spec.head_width >= 2).then(|| self.rope(spec.head_width / 2, RopePairing::Half, 1.0));
         let layer = LayerId(self.program.layers.len() as u32);
         self.program.layers.push(spec);
-        self.push(Instr::RopeAppend { layer, q, k, v, q_rope: rope, k_rope: rope });
+        self.push(Instr::RopeAppend {
+            layer,
+            q,
+            k,
+            v,
+            q_rope: rope,
+            k_rope: rope,
+        });
         let out = self.buffer(Rows::Tokens, q.width);
         self.push(Instr::Attention { layer, q, out });
         self.program.output = out;
     }
 
-    /// A Llama-shaped model with logits of [`VOCABULARY`] entries at the wanted rows, fused as a lowering does it.
+    /// A Llama-shaped model with logits of 50 entries at the wanted rows, fused as a lowering does it.
     #[must_use]
     pub fn transformer(dtype: DType, layers: u32, seed: u64) -> Self {
         let (width, ffn) = (64, 96);
@@ -147,39 +191,92 @@ impl Build {
             let all = b.buffer(Rows::Tokens, 128);
             let part = |start, width| View { start, width, ..all };
             let qkv = b.parts(&[(dtype, 64), (dtype, 32), (dtype, 32)], width);
-            b.push(Instr::Linear { x: normed, weight: qkv, bias: None, accumulate: false, out: all });
+            b.push(Instr::Linear {
+                x: normed,
+                weight: qkv,
+                bias: None,
+                accumulate: false,
+                out: all,
+            });
             let (layer, q) = (LayerId(l), part(0, 64));
             b.program.layers.push(spec);
             let (k, v) = (part(64, 32), part(96, 32));
-            b.push(Instr::RopeAppend { layer, q, k, v, q_rope: Some(rope), k_rope: Some(rope) });
+            b.push(Instr::RopeAppend {
+                layer,
+                q,
+                k,
+                v,
+                q_rope: Some(rope),
+                k_rope: Some(rope),
+            });
             let out = b.buffer(Rows::Tokens, width);
             b.push(Instr::Attention { layer, q, out });
             let o = b.matrix(dtype, width, width);
-            b.push(Instr::Linear { x: out, weight: o, bias: None, accumulate: true, out: x });
+            b.push(Instr::Linear {
+                x: out,
+                weight: o,
+                bias: None,
+                accumulate: true,
+                out: x,
+            });
             let normed = b.buffer(Rows::Tokens, width);
             b.norm(x, normed);
             let inner = b.buffer(Rows::Tokens, 2 * ffn);
             let gate_up = b.parts(&[(dtype, ffn), (dtype, ffn)], width);
-            b.push(Instr::Linear { x: normed, weight: gate_up, bias: None, accumulate: false, out: inner });
-            let (gate, up) = (View { width: ffn, ..inner }, View { start: ffn, width: ffn, ..inner });
-            b.push(Instr::ActivateMul { gate, up, function: Activation::Silu, out: gate });
+            b.push(Instr::Linear {
+                x: normed,
+                weight: gate_up,
+                bias: None,
+                accumulate: false,
+                out: inner,
+            });
+            let (gate, up) = (
+                View { width: ffn, ..inner },
+                View {
+                    start: ffn,
+                    width: ffn,
+                    ..inner
+                },
+            );
+            b.push(Instr::ActivateMul {
+                gate,
+                up,
+                function: Activation::Silu,
+                out: gate,
+            });
             let down = b.matrix(dtype, width, ffn);
-            b.push(Instr::Linear { x: gate, weight: down, bias: None, accumulate: true, out: x });
+            b.push(Instr::Linear {
+                x: gate,
+                weight: down,
+                bias: None,
+                accumulate: true,
+                out: x,
+            });
         }
         let (last, normed) = (b.buffer(Rows::Outputs, width), b.buffer(Rows::Outputs, width));
         b.push(Instr::OutputRows { x, out: last });
         b.norm(last, normed);
         let logits = b.buffer(Rows::Outputs, VOCABULARY);
         let head = b.matrix(dtype, VOCABULARY, width);
-        b.push(Instr::Linear { x: normed, weight: head, bias: None, accumulate: false, out: logits });
+        b.push(Instr::Linear {
+            x: normed,
+            weight: head,
+            bias: None,
+            accumulate: false,
+            out: logits,
+        });
         b.program.output = logits;
         b
     }
 
     fn norm(&mut self, x: View, out: View) {
         let weight = self.vector(x.width);
-        let norm =
-            NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, weight, width: x.width, eps: 1e-5 };
+        let norm = NormSpec {
+            kind: NormKind::Rms { weight_offset: 0.0 },
+            weight,
+            width: x.width,
+            eps: 1e-5,
+        };
         self.push(Instr::Norm { x, norm, out });
     }
 }

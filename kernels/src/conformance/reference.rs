@@ -8,7 +8,9 @@ use galerne_core::ids::BlockId;
 
 use super::weights::MemoryWeights;
 use crate::device::{SequenceSlice, StepBatch};
-use crate::program::{AttentionLayer, ExpertSpec, Instr, MixtureSpec, NormKind, NormSpec, Program, View, WeightId};
+use crate::program::{
+    AttentionLayer, ExpertSpec, Instr, MixtureSpec, NormKind, NormSpec, Program, View, WeightId,
+};
 
 type Row = Vec<f64>;
 /// Keys and values by layer, block and slot.
@@ -27,30 +29,46 @@ impl<'a> Reference<'a> {
     #[must_use]
     pub fn new(program: &'a Program, weights: &MemoryWeights, block_tokens: usize) -> Self {
         let join = |spec: &crate::program::WeightSpec| {
-            spec.parts.iter().flat_map(|name| weights.dequantized(name)).map(f64::from).collect()
+            spec.parts
+                .iter()
+                .flat_map(|name| weights.dequantized(name))
+                .map(f64::from)
+                .collect()
         };
         let weights = program.weights.iter().map(join).collect();
-        Self { program, weights, cache: Cache::new(), block_tokens }
+        Self {
+            program,
+            weights,
+            cache: Cache::new(),
+            block_tokens,
+        }
     }
 
     /// Runs a step and returns the output rows.
     pub fn step(&mut self, batch: &StepBatch) -> Vec<Row> {
         let mut run = Run {
-            buffers: self.program.buffers.iter().map(|b| vec![vec![0.0; b.width as usize]; rows(b.rows, batch)]).collect(),
+            buffers: self
+                .program
+                .buffers
+                .iter()
+                .map(|b| vec![vec![0.0; b.width as usize]; rows(b.rows, batch)])
+                .collect(),
             reference: self,
             batch,
         };
-        for instr in &run.reference.program.instrs {
-            run.instr(instr);
-        }
-        let output = run.reference.program.output;
-        run.get(output)
+        let program = run.reference.program;
+        program.instrs.iter().for_each(|instr| run.instr(instr));
+        run.get(program.output)
     }
 
     /// As [`crate::device::LoadedProgram::copy_blocks`].
     pub fn copy_block(&mut self, from: BlockId, to: BlockId) {
-        let copied: Vec<_> =
-            self.cache.iter().filter(|((_, block, _), _)| *block == from).map(|(k, v)| (*k, v.clone())).collect();
+        let copied: Vec<_> = self
+            .cache
+            .iter()
+            .filter(|((_, block, _), _)| *block == from)
+            .map(|(k, v)| (*k, v.clone()))
+            .collect();
         for ((layer, _, slot), value) in copied {
             self.cache.insert((layer, to, slot), value);
         }
@@ -63,7 +81,9 @@ impl<'a> Reference<'a> {
 
     fn times(&self, x: &[f64], id: WeightId) -> Row {
         let rows = self.program.weights[id.index()].rows as usize;
-        (0..rows).map(|r| self.matrix_row(id, r).iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+        (0..rows)
+            .map(|r| self.matrix_row(id, r).iter().zip(x).map(|(w, x)| w * x).sum())
+            .collect()
     }
 
     fn normalise(&self, x: &[f64], norm: &NormSpec) -> Row {
@@ -75,13 +95,18 @@ impl<'a> Reference<'a> {
                 NormKind::Rms { weight_offset } => {
                     let rms = (group.iter().map(|v| v * v).sum::<f64>() / n + eps).sqrt();
                     let offset = f64::from(weight_offset);
-                    group.iter().zip(weight).map(|(v, w)| v / rms * (w + offset)).collect::<Row>()
+                    group
+                        .iter()
+                        .zip(weight)
+                        .map(|(v, w)| v / rms * (w + offset))
+                        .collect::<Row>()
                 }
                 NormKind::Layer { bias } => {
                     let mean = group.iter().sum::<f64>() / n;
                     let variance = group.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
                     let bias = |i: usize| bias.map_or(0.0, |bias| self.weights[bias.index()][i]);
-                    let value = |(i, v): (usize, &f64)| (v - mean) / (variance + eps).sqrt() * weight[i] + bias(i);
+                    let value =
+                        |(i, v): (usize, &f64)| (v - mean) / (variance + eps).sqrt() * weight[i] + bias(i);
                     group.iter().enumerate().map(value).collect()
                 }
             })
@@ -111,7 +136,11 @@ impl<'a> Reference<'a> {
     fn feed_forward(&self, x: &[f64], expert: ExpertSpec, function: Activation) -> Row {
         let both = self.times(x, expert.gate_up);
         let (gate, up) = both.split_at(both.len() / 2);
-        let inner: Row = gate.iter().zip(up).map(|(g, u)| activation(function, *g) * u).collect();
+        let inner: Row = gate
+            .iter()
+            .zip(up)
+            .map(|(g, u)| activation(function, *g) * u)
+            .collect();
         self.times(&inner, expert.down)
     }
 
@@ -126,16 +155,27 @@ impl<'a> Reference<'a> {
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
         order.truncate(spec.top_k as usize);
         let chosen: f64 = order.iter().map(|&e| weight(scores[e])).sum();
-        let divisor = if spec.normalisation == RouterNormalisation::SoftmaxAll { 1.0 } else { chosen };
+        let divisor = if spec.normalisation == RouterNormalisation::SoftmaxAll {
+            1.0
+        } else {
+            chosen
+        };
         let mut out = vec![0.0; x.len()];
         let mut add = |weight: f64, values: Row| {
-            out.iter_mut().zip(values).for_each(|(out, value)| *out += weight * value);
+            out.iter_mut()
+                .zip(values)
+                .for_each(|(out, value)| *out += weight * value);
         };
         for e in order {
-            add(weight(scores[e]) / divisor, self.feed_forward(x, spec.experts[e], spec.function));
+            add(
+                weight(scores[e]) / divisor,
+                self.feed_forward(x, spec.experts[e], spec.function),
+            );
         }
         if let Some(shared) = spec.shared {
-            let gate = spec.shared_gate.map_or(1.0, |g| activation(Activation::Sigmoid, self.times(x, g)[0]));
+            let gate = spec
+                .shared_gate
+                .map_or(1.0, |g| activation(Activation::Sigmoid, self.times(x, g)[0]));
             add(gate, self.feed_forward(x, shared, spec.function));
         }
         out
@@ -145,11 +185,18 @@ impl<'a> Reference<'a> {
     fn attend(&self, q: &[f64], layer: usize, slice: &SequenceSlice, position: usize) -> Row {
         let spec: &AttentionLayer = &self.program.layers[layer];
         let width = spec.head_width as usize;
-        let end = if spec.causal { position + 1 } else { slice.position as usize + slice.tokens };
+        let end = if spec.causal {
+            position + 1
+        } else {
+            slice.position as usize + slice.tokens
+        };
         let window = spec.sliding_window.map_or(usize::MAX, |w| w as usize);
         let start = (position + 1).saturating_sub(window);
         let seen: Vec<&(Row, Row)> = (start..end)
-            .filter_map(|p| self.cache.get(&(layer, slice.blocks[p / self.block_tokens], p % self.block_tokens)))
+            .filter_map(|p| {
+                self.cache
+                    .get(&(layer, slice.blocks[p / self.block_tokens], p % self.block_tokens))
+            })
             .collect();
         assert_eq!(seen.len(), end - start, "every position was appended");
         let group = (spec.heads / spec.kv_heads) as usize;
@@ -160,7 +207,8 @@ impl<'a> Reference<'a> {
                 .map(|(k, _)| {
                     let dot: f64 = q.iter().zip(&k[columns.clone()]).map(|(q, k)| q * k).sum();
                     let score = dot * f64::from(spec.scale);
-                    spec.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                    spec.soft_cap
+                        .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 })
                 .collect();
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -168,7 +216,9 @@ impl<'a> Reference<'a> {
             let mut out = vec![0.0; width];
             for (score, (_, v)) in scores.iter().zip(&seen) {
                 let weight = (score - largest).exp() / total;
-                out.iter_mut().zip(&v[columns.clone()]).for_each(|(out, v)| *out += weight * v);
+                out.iter_mut()
+                    .zip(&v[columns.clone()])
+                    .for_each(|(out, v)| *out += weight * v);
             }
             out
         };
@@ -193,7 +243,10 @@ fn rows(rows: Rows, batch: &StepBatch) -> usize {
 impl Run<'_, '_> {
     fn get(&self, view: View) -> Vec<Row> {
         let columns = view.start as usize..(view.start + view.width) as usize;
-        self.buffers[view.buffer.index()].iter().map(|row| row[columns.clone()].to_vec()).collect()
+        self.buffers[view.buffer.index()]
+            .iter()
+            .map(|row| row[columns.clone()].to_vec())
+            .collect()
     }
 
     fn put(&mut self, view: View, rows: Vec<Row>) {
@@ -203,26 +256,36 @@ impl Run<'_, '_> {
     }
 
     fn map(&mut self, x: View, out: View, f: impl Fn(f64) -> f64) {
-        let rows = self.get(x).into_iter().map(|row| row.into_iter().map(&f).collect()).collect();
+        let rows = self
+            .get(x)
+            .into_iter()
+            .map(|row| row.into_iter().map(&f).collect())
+            .collect();
         self.put(out, rows);
     }
 
     fn zip(&mut self, a: View, b: View, out: View, f: impl Fn(f64, f64) -> f64) {
         let both = self.get(a).into_iter().zip(self.get(b));
-        let rows = both.map(|(a, b)| a.into_iter().zip(b).map(|(a, b)| f(a, b)).collect()).collect();
+        let rows = both
+            .map(|(a, b)| a.into_iter().zip(b).map(|(a, b)| f(a, b)).collect())
+            .collect();
         self.put(out, rows);
     }
 
     /// Each token's sequence and position.
     fn tokens(&self) -> Vec<(&SequenceSlice, u32)> {
-        let of = |slice| (0..slice_tokens(slice)).map(move |i| (slice, slice.position + i as u32));
-        self.batch.sequences.iter().flat_map(of).collect()
+        let mut tokens = Vec::with_capacity(self.batch.tokens.len());
+        for slice in &self.batch.sequences {
+            tokens.extend((0..slice.tokens).map(|i| (slice, slice.position + i as u32)));
+        }
+        tokens
     }
 
     fn rotated(&self, x: View, rope: Option<usize>, head_width: u32) -> Vec<Row> {
         let Some(rope) = rope else { return self.get(x) };
         let rows = self.get(x).into_iter().zip(self.tokens());
-        rows.map(|(x, (_, position))| self.reference.rotate(&x, rope, head_width as usize, position)).collect()
+        rows.map(|(x, (_, position))| self.reference.rotate(&x, rope, head_width as usize, position))
+            .collect()
     }
 
     fn instr(&mut self, instr: &Instr) {
@@ -234,10 +297,18 @@ impl Run<'_, '_> {
                     EmbeddingIndex::Constant(row) => *row as usize,
                 };
                 let entries = self.tokens().into_iter().enumerate().map(entry);
-                let rows = entries.map(|entry| self.reference.matrix_row(*table, entry).to_vec()).collect();
+                let rows = entries
+                    .map(|entry| self.reference.matrix_row(*table, entry).to_vec())
+                    .collect();
                 self.put(*out, rows);
             }
-            Instr::Linear { x, weight, bias, accumulate, out } => {
+            Instr::Linear {
+                x,
+                weight,
+                bias,
+                accumulate,
+                out,
+            } => {
                 let before = self.get(*out);
                 let value = |(x, before): (Row, Row)| {
                     let mut row = self.reference.times(&x, *weight);
@@ -251,18 +322,38 @@ impl Run<'_, '_> {
                 self.put(*out, rows);
             }
             Instr::Norm { x, norm, out } => {
-                let rows = self.get(*x).iter().map(|row| self.reference.normalise(row, norm)).collect();
+                let rows = self
+                    .get(*x)
+                    .iter()
+                    .map(|row| self.reference.normalise(row, norm))
+                    .collect();
                 self.put(*out, rows);
             }
-            Instr::AddNorm { residual, delta, norm, out } => {
+            Instr::AddNorm {
+                residual,
+                delta,
+                norm,
+                out,
+            } => {
                 self.zip(*residual, *delta, *residual, |a, b| a + b);
-                self.instr(&Instr::Norm { x: *residual, norm: *norm, out: *out });
+                self.instr(&Instr::Norm {
+                    x: *residual,
+                    norm: *norm,
+                    out: *out,
+                });
             }
             Instr::Rope { x, rope, head_width } => {
                 let rows = self.rotated(*x, Some(rope.index()), *head_width);
                 self.put(*x, rows);
             }
-            Instr::RopeAppend { layer, q, k, v, q_rope, k_rope } => {
+            Instr::RopeAppend {
+                layer,
+                q,
+                k,
+                v,
+                q_rope,
+                k_rope,
+            } => {
                 let width = self.reference.program.layers[layer.index()].head_width;
                 let q_rows = self.rotated(*q, q_rope.map(|rope| rope.index()), width);
                 let k_rows = self.rotated(*k, k_rope.map(|rope| rope.index()), width);
@@ -286,7 +377,12 @@ impl Run<'_, '_> {
                 let rows = rows.map(attend).collect();
                 self.put(*out, rows);
             }
-            Instr::ActivateMul { gate, up, function, out } => {
+            Instr::ActivateMul {
+                gate,
+                up,
+                function,
+                out,
+            } => {
                 self.zip(*gate, *up, *out, |g, u| activation(*function, g) * u);
             }
             Instr::Add { a, b, out } => self.zip(*a, *b, *out, |a, b| a + b),
@@ -297,7 +393,14 @@ impl Run<'_, '_> {
                 let cap = f64::from(*cap);
                 self.map(*x, *out, |x| cap * (x / cap).tanh());
             }
-            Instr::Copy { x, out, group, x_stride, out_stride, groups } => {
+            Instr::Copy {
+                x,
+                out,
+                group,
+                x_stride,
+                out_stride,
+                groups,
+            } => {
                 let mut rows = self.get(*out);
                 for (to, from) in rows.iter_mut().zip(self.get(*x)) {
                     for g in 0..*groups {
@@ -309,7 +412,11 @@ impl Run<'_, '_> {
                 self.put(*out, rows);
             }
             Instr::Mixture { x, mixture, out } => {
-                let rows = self.get(*x).iter().map(|row| self.reference.mixture(row, mixture)).collect();
+                let rows = self
+                    .get(*x)
+                    .iter()
+                    .map(|row| self.reference.mixture(row, mixture))
+                    .collect();
                 self.put(*out, rows);
             }
             Instr::MeanPool { x, out } => {
@@ -323,7 +430,14 @@ impl Run<'_, '_> {
             }
             Instr::ClsPool { x, out } => {
                 let x = self.get(*x);
-                self.put(*out, self.batch.sequences.iter().map(|s| x[s.first_token].clone()).collect());
+                self.put(
+                    *out,
+                    self.batch
+                        .sequences
+                        .iter()
+                        .map(|s| x[s.first_token].clone())
+                        .collect(),
+                );
             }
             Instr::L2Normalise { x, width, out } => {
                 let row = |row: Row| {
@@ -338,7 +452,10 @@ impl Run<'_, '_> {
             }
             Instr::OutputRows { x, out } => {
                 let x = self.get(*x);
-                self.put(*out, self.batch.output_rows.iter().map(|&row| x[row].clone()).collect());
+                self.put(
+                    *out,
+                    self.batch.output_rows.iter().map(|&row| x[row].clone()).collect(),
+                );
             }
         }
     }
@@ -346,10 +463,6 @@ impl Run<'_, '_> {
     fn block_tokens(&self) -> usize {
         self.reference.block_tokens
     }
-}
-
-fn slice_tokens(slice: &SequenceSlice) -> usize {
-    slice.tokens
 }
 
 fn activation(function: Activation, x: f64) -> f64 {
@@ -371,6 +484,8 @@ fn erf(x: f64) -> f64 {
     const STEPS: u32 = 2_000;
     let h = x / f64::from(STEPS);
     let f = |i: u32| (-(h * f64::from(i)).powi(2)).exp();
-    let inner: f64 = (1..STEPS).map(|i| if i % 2 == 1 { 4.0 } else { 2.0 } * f(i)).sum();
+    let inner: f64 = (1..STEPS)
+        .map(|i| if i % 2 == 1 { 4.0 } else { 2.0 } * f(i))
+        .sum();
     std::f64::consts::FRAC_2_SQRT_PI * h / 3.0 * (f(0) + inner + f(STEPS))
 }

@@ -17,7 +17,10 @@ pub struct MemoryWeights {
 impl MemoryWeights {
     /// Adds a tensor in its stored form: rows of `shape`'s last dimension in `dtype`'s layout.
     pub fn insert_bytes(&mut self, name: &str, dtype: DType, shape: &[u64], bytes: Vec<u8>) {
-        let info = WeightInfo { dtype, shape: shape.to_vec() };
+        let info = WeightInfo {
+            dtype,
+            shape: shape.to_vec(),
+        };
         self.index.tensors.insert(name.to_owned(), info);
         self.bytes.insert(name.to_owned(), bytes);
     }
@@ -30,7 +33,9 @@ impl MemoryWeights {
     /// All elements of a tensor as stored, in f32; empty if there is none of this name.
     #[must_use]
     pub fn dequantized(&self, name: &str) -> Vec<f32> {
-        let Some(view) = self.weight(name) else { return vec![] };
+        let Some(view) = self.weight(name) else {
+            return vec![];
+        };
         let mut values = vec![0.0; view.shape.iter().product::<u64>() as usize];
         quant::dequantize(view.dtype, view.bytes, &mut values);
         values
@@ -41,7 +46,11 @@ impl WeightSource for MemoryWeights {
     fn weight(&self, name: &str) -> Option<WeightView<'_>> {
         let info = self.index.tensors.get(name)?;
         let bytes = self.bytes.get(name)?;
-        Some(WeightView { dtype: info.dtype, shape: &info.shape, bytes })
+        Some(WeightView {
+            dtype: info.dtype,
+            shape: &info.shape,
+            bytes,
+        })
     }
 
     fn index(&self) -> &WeightIndex {

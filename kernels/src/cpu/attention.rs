@@ -3,7 +3,10 @@
 //! Two passes over a row of scores that stays in cache: all scores, then the softmax, then the weighted values.
 //! Every sum runs over the keys in their order, so a row's result does not depend on its neighbours in the
 //! tile, on the batch, or on how a prompt was cut into chunks.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contract of Attend")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contract of Attend"
+)]
 
 use galerne_core::ids::BlockId;
 
@@ -36,14 +39,23 @@ pub(crate) struct AttentionScratch {
 impl AttentionScratch {
     /// Room for the layers of a program over sequences of up to `slots` padded tokens.
     pub(crate) fn new(layers: &[AttentionLayer], slots: usize) -> Result<Self, DeviceError> {
-        let group = layers.iter().map(|l| (l.heads / l.kv_heads) as usize).max().unwrap_or(0);
+        let group = layers
+            .iter()
+            .map(|l| (l.heads / l.kv_heads) as usize)
+            .max()
+            .unwrap_or(0);
         let width = layers.iter().map(|l| l.head_width as usize).max().unwrap_or(0);
         // A tile may reach up to 7 rows past the last.
         let rows = ROWS.max(group) + 8;
         // The first group of a window may add a vector.
         let slots = slots + LANES;
         let memory = Memory::zeroed("attention scratch", rows * (slots + width) * 4)?;
-        Ok(Self { memory, rows, slots, width })
+        Ok(Self {
+            memory,
+            rows,
+            slots,
+            width,
+        })
     }
 
     /// Bytes held.
@@ -120,8 +132,15 @@ impl<T: KvElement> Attend<'_, T> {
     #[inline(always)]
     fn visible(&self, token: usize) -> (usize, usize) {
         let position = self.position + token;
-        let high = if self.spec.causal { position + 1 } else { self.length };
-        let window = self.spec.sliding_window.map_or(usize::MAX, |window| window as usize);
+        let high = if self.spec.causal {
+            position + 1
+        } else {
+            self.length
+        };
+        let window = self
+            .spec
+            .sliding_window
+            .map_or(usize::MAX, |window| window as usize);
         ((position + 1).saturating_sub(window), high)
     }
 
@@ -183,7 +202,12 @@ impl<T: KvElement> Attend<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn score_tile<S: Simd, const M: usize>(&self, keys: *const T, row: usize, into: *mut f32) -> usize {
+    unsafe fn score_tile<S: Simd, const M: usize>(
+        &self,
+        keys: *const T,
+        row: usize,
+        into: *mut f32,
+    ) -> usize {
         let mut sums = [S::splat(0.0); M];
         let q = self.query(row);
         for d in 0..self.layer.width {

@@ -5,7 +5,9 @@ use galerne_core::graph::{EmbeddingIndex, Rows};
 
 use super::layout::views;
 use crate::device::DeviceError;
-use crate::program::{AttentionLayer, Instr, MixtureSpec, NormKind, NormSpec, Program, RopeId, View, WeightId};
+use crate::program::{
+    AttentionLayer, Instr, MixtureSpec, NormKind, NormSpec, Program, RopeId, View, WeightId,
+};
 
 /// Checks a whole program.
 pub(crate) fn check(program: &Program) -> Result<(), DeviceError> {
@@ -14,7 +16,12 @@ pub(crate) fn check(program: &Program) -> Result<(), DeviceError> {
         at.at_least_one("kv heads", layer.kv_heads)?;
         at.at_least_one("head width", layer.head_width)?;
         at.at_least_one("heads", layer.heads)?;
-        at.need("heads", layer.heads.is_multiple_of(layer.kv_heads), "a multiple of kv heads", layer.heads)?;
+        at.need(
+            "heads",
+            layer.heads.is_multiple_of(layer.kv_heads),
+            "a multiple of kv heads",
+            layer.heads,
+        )?;
         if let Some(window) = layer.sliding_window {
             at.at_least_one("sliding window", window)?;
         }
@@ -24,7 +31,11 @@ pub(crate) fn check(program: &Program) -> Result<(), DeviceError> {
         at.views(op)?;
         at.op(op)?;
     }
-    At { program, instr: program.instrs.len() }.view("output", program.output)
+    At {
+        program,
+        instr: program.instrs.len(),
+    }
+    .view("output", program.output)
 }
 
 struct At<'a> {
@@ -46,9 +57,15 @@ impl At<'_> {
             return Ok(());
         }
         let (expected, got) = (expected.to_string(), got.to_string());
-        Err(DeviceError::Program { instr: self.instr, what, expected, got })
+        Err(DeviceError::Program {
+            instr: self.instr,
+            what,
+            expected,
+            got,
+        })
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "only numbers")]
     fn equal<T: PartialEq + std::fmt::Display>(&self, what: &'static str, expected: T, got: T) -> Checked {
         self.need(what, expected == got, &expected, &got)
     }
@@ -59,10 +76,20 @@ impl At<'_> {
 
     fn view(&self, what: &'static str, view: View) -> Checked {
         let buffers = self.program.buffers.len();
-        self.need(what, view.buffer.index() < buffers, format!("one of {buffers} buffers"), view.buffer.0)?;
+        self.need(
+            what,
+            view.buffer.index() < buffers,
+            format!("one of {buffers} buffers"),
+            view.buffer.0,
+        )?;
         let width = self.program.buffers[view.buffer.index()].width;
         let end = u64::from(view.start) + u64::from(view.width);
-        self.need(what, end <= u64::from(width), format!("columns up to {width}"), end)?;
+        self.need(
+            what,
+            end <= u64::from(width),
+            format!("columns up to {width}"),
+            end,
+        )?;
         self.at_least_one(what, view.width)
     }
 
@@ -92,11 +119,21 @@ impl At<'_> {
                     || write.start + write.width <= read.start
                     || read.start + read.width <= write.start;
                 let same = in_place && write == read;
-                self.need("output", apart || same, "no overlap with an input", format!("{write:?}"))?;
+                self.need(
+                    "output",
+                    apart || same,
+                    "no overlap with an input",
+                    format!("{write:?}"),
+                )?;
             }
         }
         if let [a, b] = writes[..] {
-            self.need("outputs", a.buffer != b.buffer || a == b || disjoint(a, b), "no overlap", "overlap")?;
+            self.need(
+                "outputs",
+                a.buffer != b.buffer || a == b || disjoint(a, b),
+                "no overlap",
+                "overlap",
+            )?;
         }
         Ok(())
     }
@@ -125,7 +162,12 @@ impl At<'_> {
 
     fn matrix(&self, id: WeightId, rows: Option<u32>, width: Option<u32>) -> Checked {
         let weights = self.program.weights.len();
-        self.need("weight", id.index() < weights, format!("one of {weights} weights"), id.0)?;
+        self.need(
+            "weight",
+            id.index() < weights,
+            format!("one of {weights} weights"),
+            id.0,
+        )?;
         let spec = &self.program.weights[id.index()];
         self.equal("weight rows", rows.unwrap_or(spec.rows), spec.rows)?;
         self.equal("weight width", width.unwrap_or(spec.width), spec.width)?;
@@ -135,7 +177,12 @@ impl At<'_> {
     fn norm(&self, x: View, norm: &NormSpec, out: View) -> Checked {
         self.same_shape(x, out)?;
         self.at_least_one("norm width", norm.width)?;
-        self.need("norm width", x.width.is_multiple_of(norm.width), "a divisor of the width", norm.width)?;
+        self.need(
+            "norm width",
+            x.width.is_multiple_of(norm.width),
+            "a divisor of the width",
+            norm.width,
+        )?;
         self.vector(norm.weight, norm.width)?;
         match norm.kind {
             NormKind::Layer { bias: Some(bias) } => self.vector(bias, norm.width),
@@ -145,12 +192,27 @@ impl At<'_> {
 
     fn rope(&self, x: View, rope: RopeId, head_width: u32) -> Checked {
         let ropes = self.program.ropes.len();
-        self.need("rope", rope.index() < ropes, format!("one of {ropes} tables"), rope.0)?;
+        self.need(
+            "rope",
+            rope.index() < ropes,
+            format!("one of {ropes} tables"),
+            rope.0,
+        )?;
         let rotated = 2 * self.program.ropes[rope.index()].inv_freq.len() as u64;
         self.at_least_one("head width", head_width)?;
         let got = u64::from(head_width);
-        self.need("head width", got >= rotated, format!("at least {rotated}"), head_width)?;
-        self.need("head width", x.width.is_multiple_of(head_width), "a divisor of the width", head_width)?;
+        self.need(
+            "head width",
+            got >= rotated,
+            format!("at least {rotated}"),
+            head_width,
+        )?;
+        self.need(
+            "head width",
+            x.width.is_multiple_of(head_width),
+            "a divisor of the width",
+            head_width,
+        )?;
         self.need_rows(x, Rows::Tokens)
     }
 
@@ -164,22 +226,39 @@ impl At<'_> {
         self.same_shape(x, out)?;
         let experts = mixture.experts.len() as u32;
         let chosen = mixture.top_k;
-        self.need("top_k", (1..=experts).contains(&chosen), format!("1 to {experts}"), chosen)?;
+        self.need(
+            "top_k",
+            (1..=experts).contains(&chosen),
+            format!("1 to {experts}"),
+            chosen,
+        )?;
         self.matrix(mixture.router, Some(experts), Some(x.width))?;
         for expert in mixture.experts.iter().chain(&mixture.shared) {
             self.matrix(expert.gate_up, None, Some(x.width))?;
             let both = self.program.weights[expert.gate_up.index()].rows;
-            self.need("gate and up", both.is_multiple_of(2), "an even number of rows", both)?;
+            self.need(
+                "gate and up",
+                both.is_multiple_of(2),
+                "an even number of rows",
+                both,
+            )?;
             self.matrix(expert.down, Some(x.width), Some(both / 2))?;
         }
-        mixture.shared_gate.map_or(Ok(()), |gate| self.matrix(gate, Some(1), Some(x.width)))
+        mixture
+            .shared_gate
+            .map_or(Ok(()), |gate| self.matrix(gate, Some(1), Some(x.width)))
     }
 
     fn copy(&self, x: View, out: View, group: u32, strides: [u32; 2], groups: u32) -> Checked {
         self.need_rows(out, self.rows(x))?;
         for (view, stride) in [(x, strides[0]), (out, strides[1])] {
             let last = u64::from(groups.saturating_sub(1)) * u64::from(stride) + u64::from(group);
-            self.need("copied columns", last <= u64::from(view.width), format!("up to {}", view.width), last)?;
+            self.need(
+                "copied columns",
+                last <= u64::from(view.width),
+                format!("up to {}", view.width),
+                last,
+            )?;
         }
         Ok(())
     }
@@ -197,18 +276,32 @@ impl At<'_> {
                     EmbeddingIndex::Tokens | EmbeddingIndex::Positions(_) => Ok(()),
                 }
             }
-            Instr::Linear { x, weight, bias, out, .. } => {
+            Instr::Linear {
+                x, weight, bias, out, ..
+            } => {
                 self.need_rows(*out, self.rows(*x))?;
                 self.matrix(*weight, Some(out.width), Some(x.width))?;
                 bias.map_or(Ok(()), |bias| self.vector(bias, out.width))
             }
             Instr::Norm { x, norm, out } => self.norm(*x, norm, *out),
-            Instr::AddNorm { residual, delta, norm, out } => {
+            Instr::AddNorm {
+                residual,
+                delta,
+                norm,
+                out,
+            } => {
                 self.same_shape(*residual, *delta)?;
                 self.norm(*residual, norm, *out)
             }
             Instr::Rope { x, rope, head_width } => self.rope(*x, *rope, *head_width),
-            Instr::RopeAppend { layer, q, k, v, q_rope, k_rope } => {
+            Instr::RopeAppend {
+                layer,
+                q,
+                k,
+                v,
+                q_rope,
+                k_rope,
+            } => {
                 let layer = *self.layer(layer.index())?;
                 self.equal("q width", layer.heads * layer.head_width, q.width)?;
                 for (view, rope) in [(*k, k_rope), (*v, &None), (*q, q_rope)] {
@@ -224,7 +317,9 @@ impl At<'_> {
                 self.equal("q width", layer.heads * layer.head_width, q.width)?;
                 self.same_shape(*q, *out)
             }
-            Instr::ActivateMul { gate: a, up: b, out, .. }
+            Instr::ActivateMul {
+                gate: a, up: b, out, ..
+            }
             | Instr::Add { a, b, out }
             | Instr::Mul { a, b, out } => {
                 self.same_shape(*a, *b)?;
@@ -233,9 +328,14 @@ impl At<'_> {
             Instr::Scale { x, out, .. } | Instr::Activate { x, out, .. } | Instr::SoftCap { x, out, .. } => {
                 self.same_shape(*x, *out)
             }
-            Instr::Copy { x, out, group, x_stride, out_stride, groups } => {
-                self.copy(*x, *out, *group, [*x_stride, *out_stride], *groups)
-            }
+            Instr::Copy {
+                x,
+                out,
+                group,
+                x_stride,
+                out_stride,
+                groups,
+            } => self.copy(*x, *out, *group, [*x_stride, *out_stride], *groups),
             Instr::Mixture { x, mixture, out } => self.mixture(*x, mixture, *out),
             Instr::MeanPool { x, out } | Instr::ClsPool { x, out } => {
                 self.need_rows(*x, Rows::Tokens)?;
@@ -245,7 +345,12 @@ impl At<'_> {
             Instr::L2Normalise { x, width, out } => {
                 self.same_shape(*x, *out)?;
                 self.at_least_one("width", *width)?;
-                self.need("width", x.width.is_multiple_of(*width), "a divisor of the width", *width)
+                self.need(
+                    "width",
+                    x.width.is_multiple_of(*width),
+                    "a divisor of the width",
+                    *width,
+                )
             }
             Instr::OutputRows { x, out } => {
                 self.need_rows(*x, Rows::Tokens)?;

@@ -55,7 +55,10 @@ impl CpuDevice {
             device: NAME,
             reason: format!("{threads} threads could not be started: {error}"),
         })?;
-        Ok(Self { isa, pool: Arc::new(pool) })
+        Ok(Self {
+            isa,
+            pool: Arc::new(pool),
+        })
     }
 }
 
@@ -117,7 +120,11 @@ fn batch_error<T>(
     expected: impl std::fmt::Display,
     got: impl std::fmt::Display,
 ) -> Result<T, DeviceError> {
-    Err(DeviceError::Batch { what, expected: expected.to_string(), got: got.to_string() })
+    Err(DeviceError::Batch {
+        what,
+        expected: expected.to_string(),
+        got: got.to_string(),
+    })
 }
 
 impl CpuProgram {
@@ -130,7 +137,10 @@ impl CpuProgram {
             };
         }
         match &self.state {
-            State::Failed(reason) => Err(DeviceError::Failed { device: NAME, reason: reason.clone() }),
+            State::Failed(reason) => Err(DeviceError::Failed {
+                device: NAME,
+                reason: reason.clone(),
+            }),
             State::Idle | State::Running(_) => Ok(()),
         }
     }
@@ -146,7 +156,11 @@ impl CpuProgram {
             return batch_error("tokens", format!("1 to {}", options.step_tokens_max), tokens);
         }
         if batch.sequences.len() > options.sequences_max {
-            return batch_error("sequences", format!("at most {}", options.sequences_max), batch.sequences.len());
+            return batch_error(
+                "sequences",
+                format!("at most {}", options.sequences_max),
+                batch.sequences.len(),
+            );
         }
         if let Some(entries) = self.loaded.vocabulary
             && let Some(token) = batch.tokens.iter().find(|token| token.index() >= entries)
@@ -181,7 +195,10 @@ impl CpuProgram {
             return batch_error("position", "a sequence that ends", slice.position);
         };
         let context = self.loaded.program.context_tokens_max as usize;
-        let limit = self.loaded.positions.map_or(context, |positions| positions.min(context));
+        let limit = self
+            .loaded
+            .positions
+            .map_or(context, |positions| positions.min(context));
         if end > limit {
             return batch_error("position", format!("sequences of at most {limit} tokens"), end);
         }
@@ -190,7 +207,11 @@ impl CpuProgram {
         }
         let blocks = end.div_ceil(kv.block_tokens);
         if slice.blocks.len() < blocks {
-            return batch_error("blocks", format!("at least {blocks} for {end} tokens"), slice.blocks.len());
+            return batch_error(
+                "blocks",
+                format!("at least {blocks} for {end} tokens"),
+                slice.blocks.len(),
+            );
         }
         self.check_blocks("blocks", &slice.blocks)?;
         for block in &slice.blocks[first / kv.block_tokens..blocks] {
@@ -227,7 +248,10 @@ impl LoadedProgram for CpuProgram {
             galerne_core::graph::Rows::Outputs => batch.output_rows.len(),
             galerne_core::graph::Rows::Sequences => batch.sequences.len(),
         };
-        let job = StepJob { loaded: Arc::clone(&self.loaded), step: Step::new(batch.clone()) };
+        let job = StepJob {
+            loaded: Arc::clone(&self.loaded),
+            step: Step::new(batch.clone()),
+        };
         self.state = State::Running(self.pool.submit(Box::new(job)));
         Ok(())
     }

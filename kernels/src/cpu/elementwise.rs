@@ -1,5 +1,8 @@
 //! Elementwise functions of one or two rows. Knows nothing of programs.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contract of Simd")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contract of Simd"
+)]
 
 use galerne_core::graph::Activation;
 
@@ -33,11 +36,47 @@ pub(crate) unsafe fn elementwise(isa: Isa, op: Elementwise, a: Rect, b: Rect, ou
     let (a, b, n) = (at(a).cast_const(), at(b).cast_const(), out.width);
     let out = at(out);
     match op {
-        Elementwise::Add => dispatch(isa, Map { op: AddOp, a, b, out, n }),
-        Elementwise::Mul => dispatch(isa, Map { op: MulOp, a, b, out, n }),
-        Elementwise::Scale(factor) => dispatch(isa, Map { op: ScaleOp(factor), a, b, out, n }),
+        Elementwise::Add => dispatch(
+            isa,
+            Map {
+                op: AddOp,
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
+        Elementwise::Mul => dispatch(
+            isa,
+            Map {
+                op: MulOp,
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
+        Elementwise::Scale(factor) => dispatch(
+            isa,
+            Map {
+                op: ScaleOp(factor),
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
         Elementwise::SoftCap(cap) => {
-            dispatch(isa, Map { op: ScalarOp(move |x: f32| cap * (x / cap).tanh()), a, b, out, n });
+            dispatch(
+                isa,
+                Map {
+                    op: ScalarOp(move |x: f32| cap * (x / cap).tanh()),
+                    a,
+                    b,
+                    out,
+                    n,
+                },
+            );
         }
         Elementwise::Activate(function) => activate(isa, function, Bare, a, b, out, n),
         Elementwise::ActivateMul(function) => activate(isa, function, TimesB, a, b, out, n),
@@ -66,7 +105,9 @@ fn erfc(x: f64) -> f64 {
         }
         1.0 - scale * sum
     } else {
-        let tail = (1..=40).rev().fold(size, |below, n| size + f64::from(n) / 2.0 / below);
+        let tail = (1..=40)
+            .rev()
+            .fold(size, |below, n| size + f64::from(n) / 2.0 / below);
         0.5 * scale / tail
     };
     if x < 0.0 { 2.0 - upper } else { upper }
@@ -82,12 +123,66 @@ unsafe fn activate<E: Ending>(
     n: usize,
 ) {
     match function {
-        Activation::Silu => dispatch(isa, Map { op: Ended(SiluOp, end), a, b, out, n }),
-        Activation::Sigmoid => dispatch(isa, Map { op: Ended(SigmoidOp, end), a, b, out, n }),
-        Activation::Relu => dispatch(isa, Map { op: Ended(ReluOp, end), a, b, out, n }),
-        Activation::GeluTanh => dispatch(isa, Map { op: Ended(GeluTanhOp, end), a, b, out, n }),
-        Activation::Tanh => dispatch(isa, Map { op: Ended(ScalarOp(f32::tanh), end), a, b, out, n }),
-        Activation::Gelu => dispatch(isa, Map { op: Ended(ScalarOp(gelu), end), a, b, out, n }),
+        Activation::Silu => dispatch(
+            isa,
+            Map {
+                op: Ended(SiluOp, end),
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
+        Activation::Sigmoid => dispatch(
+            isa,
+            Map {
+                op: Ended(SigmoidOp, end),
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
+        Activation::Relu => dispatch(
+            isa,
+            Map {
+                op: Ended(ReluOp, end),
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
+        Activation::GeluTanh => dispatch(
+            isa,
+            Map {
+                op: Ended(GeluTanhOp, end),
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
+        Activation::Tanh => dispatch(
+            isa,
+            Map {
+                op: Ended(ScalarOp(f32::tanh), end),
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
+        Activation::Gelu => dispatch(
+            isa,
+            Map {
+                op: Ended(ScalarOp(gelu), end),
+                a,
+                b,
+                out,
+                n,
+            },
+        ),
     }
 }
 
@@ -182,7 +277,7 @@ lane_op!(GeluTanhOp, GeluTanhOp, |a, b| {
     // 0.5 (1 + tanh(u)) = sigmoid(2 u)
     let cube = S::mul(S::mul(a, a), a);
     let inner = S::fma(cube, S::splat(0.044_715), a);
-    S::mul(a, sigmoid::<S>(S::mul(inner, S::splat(1.595_769_1))))
+    S::mul(a, sigmoid::<S>(S::mul(inner, S::splat(1.595_769))))
 });
 
 impl<F: Fn(f32) -> f32 + Copy> LaneOp for ScalarOp<F> {
@@ -225,12 +320,18 @@ mod tests {
     #[test]
     fn erfc_agrees_with_tables() {
         // Abramowitz & Stegun, tables 7.1 and 7.3.
-        for (x, expected) in
-            [(0.0, 1.0), (0.5, 0.479_500_122_2), (1.0, 0.157_299_207_1), (2.0, 0.004_677_734_98)]
-        {
+        for (x, expected) in [
+            (0.0, 1.0),
+            (0.5, 0.479_500_122_2),
+            (1.0, 0.157_299_207_1),
+            (2.0, 0.004_677_734_98),
+        ] {
             assert!((erfc(x) - expected).abs() < 1e-9, "erfc({x}) = {}", erfc(x));
             assert!((erfc(-x) - (2.0 - expected)).abs() < 1e-9, "erfc(-{x})");
         }
-        assert!((erfc(2.499_999) - erfc(2.500_001)).abs() < 1e-8, "series and fraction meet");
+        assert!(
+            (erfc(2.499_999) - erfc(2.500_001)).abs() < 1e-8,
+            "series and fraction meet"
+        );
     }
 }

@@ -42,7 +42,11 @@ impl Step {
                 owners.push(owner as u32);
             }
         }
-        Self { batch, positions, owners }
+        Self {
+            batch,
+            positions,
+            owners,
+        }
     }
 }
 
@@ -55,10 +59,15 @@ pub(crate) struct StepJob {
 impl Job for StepJob {
     fn run(&self, worker: &Worker<'_>) -> Result<(), Poisoned> {
         for (rope, table) in self.loaded.ropes.iter().enumerate() {
-            self.share(worker, &self.loaded.tickets[rope], self.step.positions.len(), |token| {
-                // SAFETY: each token is handed to one worker.
-                unsafe { table.fill(token, self.step.positions[token]) };
-            });
+            self.share(
+                worker,
+                &self.loaded.tickets[rope],
+                self.step.positions.len(),
+                |token| {
+                    // SAFETY: each token is handed to one worker.
+                    unsafe { table.fill(token, self.step.positions[token]) };
+                },
+            );
         }
         worker.meet()?;
         for (at, instr) in self.loaded.program.instrs.iter().enumerate() {
@@ -94,7 +103,14 @@ impl StepJob {
     }
 
     fn instr(&self, worker: &Worker<'_>, at: usize, instr: &Instr) -> Result<(), Poisoned> {
-        if let Instr::Linear { x, weight, bias, accumulate, out } = *instr {
+        if let Instr::Linear {
+            x,
+            weight,
+            bias,
+            accumulate,
+            out,
+        } = *instr
+        {
             return self.linear(worker, at, (x, weight, bias), out, accumulate);
         }
         self.row_wise(worker, at, instr);
@@ -106,11 +122,23 @@ impl StepJob {
         match *instr {
             Instr::Embedding { table, index, out } => self.embedding(worker, at, table, index, out),
             Instr::Norm { x, norm, out } => self.norm(worker, at, None, x, &norm, out),
-            Instr::AddNorm { residual, delta, norm, out } => {
+            Instr::AddNorm {
+                residual,
+                delta,
+                norm,
+                out,
+            } => {
                 self.norm(worker, at, Some(delta), residual, &norm, out);
             }
             Instr::Rope { x, rope, head_width } => self.rope(worker, at, x, rope, head_width as usize),
-            Instr::RopeAppend { layer, q, k, v, q_rope, k_rope } => {
+            Instr::RopeAppend {
+                layer,
+                q,
+                k,
+                v,
+                q_rope,
+                k_rope,
+            } => {
                 let ropes = (q_rope, k_rope);
                 match self.loaded.options.precision {
                     Precision::Auto => self.append::<u16>(worker, at, layer, [q, k, v], ropes),
@@ -121,7 +149,12 @@ impl StepJob {
                 Precision::Auto => self.attention::<u16>(worker, at, layer, q, out),
                 Precision::F32 => self.attention::<f32>(worker, at, layer, q, out),
             },
-            Instr::ActivateMul { gate, up, function, out } => {
+            Instr::ActivateMul {
+                gate,
+                up,
+                function,
+                out,
+            } => {
                 self.elementwise(worker, at, Elementwise::ActivateMul(function), gate, up, out);
             }
             Instr::Add { a, b, out } => self.elementwise(worker, at, Elementwise::Add, a, b, out),
@@ -135,7 +168,14 @@ impl StepJob {
             Instr::SoftCap { x, cap, out } => {
                 self.elementwise(worker, at, Elementwise::SoftCap(cap), x, x, out);
             }
-            Instr::Copy { x, out, group, x_stride, out_stride, groups } => {
+            Instr::Copy {
+                x,
+                out,
+                group,
+                x_stride,
+                out_stride,
+                groups,
+            } => {
                 let strides = (x_stride as usize, out_stride as usize);
                 self.copy(worker, at, x, out, group as usize, strides, groups as usize);
             }
@@ -209,7 +249,13 @@ impl StepJob {
                     let input = LinearIn { float: x, quant };
                     // SAFETY: each panel is handed to one worker; x is only read; widths were checked at load.
                     unsafe {
-                        linear(isa, &part.matrix, mine.start - first..mine.end - first, input, out);
+                        linear(
+                            isa,
+                            &part.matrix,
+                            mine.start - first..mine.end - first,
+                            input,
+                            out,
+                        );
                     }
                 }
                 first += count;
@@ -218,15 +264,7 @@ impl StepJob {
         Ok(())
     }
 
-    fn norm(
-        &self,
-        worker: &Worker<'_>,
-        at: usize,
-        delta: Option<View>,
-        x: View,
-        norm: &NormSpec,
-        out: View,
-    ) {
+    fn norm(&self, worker: &Worker<'_>, at: usize, delta: Option<View>, x: View, norm: &NormSpec, out: View) {
         let (x, out, isa) = (self.rect(x), self.rect(out), self.loaded.isa);
         let delta = delta.map(|delta| self.rect(delta));
         let weight = self.loaded.vectors[norm.weight.index()].as_ptr();
@@ -239,15 +277,39 @@ impl StepJob {
                     elementwise(isa, Elementwise::Add, x, delta, x, row);
                 }
                 for group in (0..x.width).step_by(n) {
-                    let (x, out) =
-                        (x.base.add(row * x.stride + group), out.base.add(row * out.stride + group));
+                    let (x, out) = (
+                        x.base.add(row * x.stride + group),
+                        out.base.add(row * out.stride + group),
+                    );
                     match norm.kind {
-                        NormKind::Rms { weight_offset: offset } => {
-                            dispatch(isa, RmsNorm { x, weight, out, n, eps, offset });
+                        NormKind::Rms {
+                            weight_offset: offset,
+                        } => {
+                            dispatch(
+                                isa,
+                                RmsNorm {
+                                    x,
+                                    weight,
+                                    out,
+                                    n,
+                                    eps,
+                                    offset,
+                                },
+                            );
                         }
                         NormKind::Layer { bias } => {
                             let bias = bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr());
-                            dispatch(isa, LayerNorm { x, weight, bias, out, n, eps });
+                            dispatch(
+                                isa,
+                                LayerNorm {
+                                    x,
+                                    weight,
+                                    bias,
+                                    out,
+                                    n,
+                                    eps,
+                                },
+                            );
                         }
                     }
                 }
@@ -289,7 +351,9 @@ impl StepJob {
                     table(rope).rotate(token, k.row_mut(token), head_width);
                 }
                 let slot = position % block_tokens;
-                self.loaded.kv.append::<T>(layer.index(), block, slot, k.row(token), v.row(token));
+                self.loaded
+                    .kv
+                    .append::<T>(layer.index(), block, slot, k.row(token), v.row(token));
             }
         });
     }
@@ -302,7 +366,11 @@ impl StepJob {
         let tiles = |slice: &SequenceSlice| slice.tokens.div_ceil(tile);
         let total: usize = self.step.batch.sequences.iter().map(tiles).sum();
         // With few units, query heads of one key head go to different workers.
-        let split = if total * kv_heads < 2 * worker.count { group } else { 1 };
+        let split = if total * kv_heads < 2 * worker.count {
+            group
+        } else {
+            1
+        };
         let per_tile = kv_heads * split;
         self.share(worker, self.ticket(at, 0), total * per_tile, |unit| {
             // Later tiles see more keys: begin with them, so that the ends are even.
@@ -377,7 +445,12 @@ impl StepJob {
         };
         let only = |rect: Rect, row: usize| {
             // SAFETY: a row of the view.
-            Rect { base: unsafe { rect.base.add(row * rect.stride) }, rows: 1, ..rect }
+            let base = unsafe { rect.base.add(row * rect.stride) };
+            Rect {
+                base,
+                rows: 1,
+                ..rect
+            }
         };
         self.share(worker, self.ticket(at, 0), out.rows, |row| {
             // SAFETY: each row is handed to one worker, whose own room is used.
@@ -385,7 +458,14 @@ impl StepJob {
         });
     }
 
-    fn pool(&self, worker: &Worker<'_>, at: usize, x: View, out: View, pool: fn(Rect, &SequenceSlice, &mut [f32])) {
+    fn pool(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        x: View,
+        out: View,
+        pool: fn(Rect, &SequenceSlice, &mut [f32]),
+    ) {
         let (x, out) = (self.rect(x), self.rect(out));
         self.share(worker, self.ticket(at, 0), out.rows, |sequence| {
             // SAFETY: each row is handed to one worker.
@@ -400,8 +480,10 @@ impl StepJob {
             for group in (0..x.width).step_by(n) {
                 // SAFETY: each row is handed to one worker; groups lie within the row.
                 unsafe {
-                    let (x, out) =
-                        (x.base.add(row * x.stride + group), out.base.add(row * out.stride + group));
+                    let (x, out) = (
+                        x.base.add(row * x.stride + group),
+                        out.base.add(row * out.stride + group),
+                    );
                     dispatch(self.loaded.isa, L2Normalise { x, out, n });
                 }
             }

@@ -1,8 +1,9 @@
 //! The paged KV pool: where a token's keys and values lie, copying and zeroing blocks. Knows nothing of queries.
 //!
-//! Per layer and block, keys are `[kv head, group of 16 tokens, width, 16]`, so that one load gives one element
+//! Per block and layer, keys are `[kv head, group of 16 tokens, width, 16]`, so that one load gives one element
 //! of 16 keys; values are `[kv head, token, width]`, so that one load gives 16 elements of one value. Widths of
-//! values and tokens of blocks are padded to 16.
+//! values and tokens of blocks are padded to 16. All layers of a block lie together: a block is copied and zeroed
+//! in one go, and a short sequence touches few pages.
 
 use galerne_core::ids::BlockId;
 use half::f16;
@@ -58,7 +59,6 @@ pub(crate) struct KvLayer {
     pub(crate) width_padded: usize,
     head_keys: usize,
     head_values: usize,
-    block_elements: usize,
 }
 
 /// All layers' keys and values.
@@ -66,6 +66,8 @@ pub(crate) struct KvLayer {
 pub(crate) struct KvPool {
     memory: Memory,
     layers: Vec<KvLayer>,
+    /// Elements of a block, all layers.
+    block_elements: usize,
     /// The pool's shape.
     pub(crate) spec: KvSpec,
     element_bytes: usize,
@@ -82,15 +84,14 @@ impl KvPool {
             Precision::Auto => 2,
             Precision::F32 => 4,
         };
-        let mut elements = Some(0usize);
+        let mut block_elements = 0;
         let mut placed = Vec::with_capacity(layers.len());
         for layer in layers {
             let (width, kv_heads) = (layer.head_width as usize, layer.kv_heads as usize);
             let width_padded = width.next_multiple_of(LANES);
             let tokens = spec.block_tokens.next_multiple_of(LANES);
             let (head_keys, head_values) = (tokens * width, spec.block_tokens * width_padded);
-            let block_elements = kv_heads * (head_keys + head_values);
-            let first = elements.unwrap_or(0);
+            let first = block_elements;
             placed.push(KvLayer {
                 first,
                 kv_heads,
@@ -98,17 +99,24 @@ impl KvPool {
                 width_padded,
                 head_keys,
                 head_values,
-                block_elements,
             });
-            elements = elements
-                .zip(block_elements.checked_mul(spec.blocks))
-                .and_then(|(before, more)| before.checked_add(more));
+            block_elements += kv_heads * (head_keys + head_values);
         }
-        let size_bytes = elements
+        let size_bytes = block_elements
+            .checked_mul(spec.blocks)
             .and_then(|elements| elements.checked_mul(element_bytes))
-            .ok_or(DeviceError::Memory { what: "the KV pool", needed_bytes: usize::MAX })?;
+            .ok_or(DeviceError::Memory {
+                what: "the KV pool",
+                needed_bytes: usize::MAX,
+            })?;
         let memory = Memory::zeroed("the KV pool", size_bytes)?;
-        Ok(Self { memory, layers: placed, spec, element_bytes })
+        Ok(Self {
+            memory,
+            layers: placed,
+            block_elements,
+            spec,
+            element_bytes,
+        })
     }
 
     /// Slots a block takes in a row of scores: its tokens padded to whole vectors.
@@ -135,14 +143,14 @@ impl KvPool {
         head: usize,
         group: usize,
     ) -> *mut T {
-        let at = layer.first + block.index() * layer.block_elements + head * layer.head_keys;
+        let at = layer.first + block.index() * self.block_elements + head * layer.head_keys;
         self.element(at + group * layer.width * LANES)
     }
 
     /// Values of a block: `[token, width_padded]`.
     #[inline(always)]
     pub(crate) fn values<T: KvElement>(&self, layer: &KvLayer, block: BlockId, head: usize) -> *mut T {
-        let at = layer.first + block.index() * layer.block_elements;
+        let at = layer.first + block.index() * self.block_elements;
         self.element(at + layer.kv_heads * layer.head_keys + head * layer.head_values)
     }
 
@@ -192,13 +200,15 @@ impl KvPool {
     /// No step is running on the pool.
     pub(crate) unsafe fn copy_block(&self, from: BlockId, to: BlockId) {
         assert!(from.index() < self.spec.blocks && to.index() < self.spec.blocks && from != to);
-        for layer in &self.layers {
-            let (bytes, from, to) = self.block_range(layer, from, to);
-            // SAFETY: two different blocks of the pool, in range by the assertion; nobody else is there by contract.
-            unsafe {
-                let base = self.memory.ptr();
-                std::ptr::copy_nonoverlapping(base.add(from), base.add(to), bytes);
-            }
+        let bytes = self.block_elements * self.element_bytes;
+        // SAFETY: two different blocks of the pool, in range by the assertion; nobody else is there by contract.
+        unsafe {
+            let base = self.memory.ptr();
+            std::ptr::copy_nonoverlapping(
+                base.add(from.index() * bytes),
+                base.add(to.index() * bytes),
+                bytes,
+            );
         }
     }
 
@@ -208,15 +218,8 @@ impl KvPool {
     /// No step is running on the pool.
     pub(crate) unsafe fn zero_block(&self, block: BlockId) {
         assert!(block.index() < self.spec.blocks);
-        for layer in &self.layers {
-            let (bytes, at, _) = self.block_range(layer, block, block);
-            // SAFETY: a block of the pool, in range by the assertion; nobody else is there by contract.
-            unsafe { std::ptr::write_bytes(self.memory.ptr().add(at), 0, bytes) };
-        }
-    }
-
-    fn block_range(&self, layer: &KvLayer, a: BlockId, b: BlockId) -> (usize, usize, usize) {
-        let at = |block: BlockId| (layer.first + block.index() * layer.block_elements) * self.element_bytes;
-        (layer.block_elements * self.element_bytes, at(a), at(b))
+        let bytes = self.block_elements * self.element_bytes;
+        // SAFETY: a block of the pool, in range by the assertion; nobody else is there by contract.
+        unsafe { std::ptr::write_bytes(self.memory.ptr().add(block.index() * bytes), 0, bytes) };
     }
 }

@@ -46,7 +46,11 @@ pub(crate) fn place(program: &Program, rows: RowsMax) -> Layout {
     for b in order {
         let Some((first, last)) = lives[b] else { continue };
         let fits = |&(_, &(size, until)): &(usize, &(usize, usize))| until < first && size >= sizes[b];
-        let best = places.iter().enumerate().filter(fits).min_by_key(|(_, (size, _))| *size);
+        let best = places
+            .iter()
+            .enumerate()
+            .filter(fits)
+            .min_by_key(|(_, (size, _))| *size);
         let place = if let Some((place, _)) = best {
             places[place].1 = last;
             place
@@ -64,7 +68,10 @@ pub(crate) fn place(program: &Program, rows: RowsMax) -> Layout {
             elements - size
         })
         .collect();
-    let starts = placed.iter().map(|place| place.map_or(0, |place| starts[place])).collect();
+    let starts = placed
+        .iter()
+        .map(|place| place.map_or(0, |place| starts[place]))
+        .collect();
     Layout { starts, elements }
 }
 
@@ -91,7 +98,9 @@ fn lives(program: &Program) -> Vec<Option<(usize, usize)>> {
 pub(crate) fn views(instr: &Instr) -> (Vec<View>, Vec<View>) {
     match *instr {
         Instr::Embedding { out, .. } => (vec![], vec![out]),
-        Instr::AddNorm { residual, delta, out, .. } => (vec![residual, delta], vec![residual, out]),
+        Instr::AddNorm {
+            residual, delta, out, ..
+        } => (vec![residual, delta], vec![residual, out]),
         Instr::Rope { x, .. } => (vec![x], vec![x]),
         Instr::RopeAppend { q, k, v, .. } => (vec![q, k, v], vec![q]),
         Instr::Attention { q, out, .. } => (vec![q], vec![out]),
@@ -118,18 +127,38 @@ mod tests {
 
     #[test]
     fn buffers_share_memory_only_when_their_lives_do_not_meet() {
-        let view = |b| View { buffer: BufferId(b), start: 0, width: 32 };
-        let scale = |x, out| Instr::Scale { x: view(x), factor: 1.0, out: view(out) };
+        let view = |b| View {
+            buffer: BufferId(b),
+            start: 0,
+            width: 32,
+        };
+        let scale = |x, out| Instr::Scale {
+            x: view(x),
+            factor: 1.0,
+            out: view(out),
+        };
         let program = Program {
             instrs: vec![scale(0, 1), scale(1, 2), scale(2, 3)],
-            buffers: vec![BufferSpec { rows: Rows::Tokens, width: 32 }; 4],
+            buffers: vec![
+                BufferSpec {
+                    rows: Rows::Tokens,
+                    width: 32
+                };
+                4
+            ],
             weights: vec![],
             ropes: vec![],
             layers: vec![],
             output: view(3),
             context_tokens_max: 8,
         };
-        let layout = place(&program, RowsMax { tokens: 4, sequences: 1 });
+        let layout = place(
+            &program,
+            RowsMax {
+                tokens: 4,
+                sequences: 1,
+            },
+        );
         assert_eq!(layout.elements, 2 * 4 * 32);
         for pair in layout.starts.windows(2) {
             assert_ne!(pair[0], pair[1], "input and output of one instruction");

@@ -2,7 +2,10 @@
 //!
 //! Each output is summed over its columns in one fixed order, whichever tile it falls in: a row's result does
 //! not depend on the other rows of the batch, nor on how many workers there are.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contracts of Simd and PanelDot")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
+)]
 
 use std::ops::Range;
 
@@ -85,7 +88,10 @@ pub(crate) unsafe fn linear(
     out: LinearOut,
 ) {
     debug_assert!(out.column + matrix.rows <= out.rect.width && input.float.width == matrix.width);
-    let float = FloatRows { base: input.float.base, stride: input.float.stride };
+    let float = FloatRows {
+        base: input.float.base,
+        stride: input.float.stride,
+    };
     match (matrix.dtype, input.quant) {
         (DType::Q4_1, Some(x)) => run::<Q4_1Int8>(isa, matrix, panels, x, out),
         (DType::Q4_0, Some(x)) => run::<Q4_0Int8>(isa, matrix, panels, x, out),
@@ -100,7 +106,15 @@ pub(crate) unsafe fn linear(
 }
 
 unsafe fn run<D: PanelDot>(isa: Isa, matrix: &Matrix, panels: Range<usize>, x: D::X, out: LinearOut) {
-    dispatch(isa, LinearKernel::<D> { matrix, panels, x, out });
+    dispatch(
+        isa,
+        LinearKernel::<D> {
+            matrix,
+            panels,
+            x,
+            out,
+        },
+    );
 }
 
 struct LinearKernel<'a, D: PanelDot> {
@@ -188,7 +202,11 @@ impl<D: PanelDot> LinearKernel<'_, D> {
     unsafe fn finish<S: Simd>(&self, mut sum: S::F, panel: usize, row: usize) {
         let first = panel * LANES;
         let outputs = LANES.min(self.matrix.rows - first);
-        let to = self.out.rect.base.add(row * self.out.rect.stride + self.out.column + first);
+        let to = self
+            .out
+            .rect
+            .base
+            .add(row * self.out.rect.stride + self.out.column + first);
         if outputs == LANES {
             if let Some(bias) = self.out.bias {
                 sum = S::add(sum, S::load(bias.add(first)));
@@ -203,7 +221,11 @@ impl<D: PanelDot> LinearKernel<'_, D> {
         S::store(lanes.as_mut_ptr(), sum);
         for (i, lane) in lanes.iter().enumerate().take(outputs) {
             let with_bias = self.out.bias.map_or(*lane, |bias| lane + *bias.add(first + i));
-            *to.add(i) = if self.out.accumulate { with_bias + *to.add(i) } else { with_bias };
+            *to.add(i) = if self.out.accumulate {
+                with_bias + *to.add(i)
+            } else {
+                with_bias
+            };
         }
     }
 }

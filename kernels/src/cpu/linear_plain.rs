@@ -1,5 +1,8 @@
 //! Panels of `f32`, `f16` and `bf16`, widened to f32 as they are read. Activations stay f32.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contracts of Simd and PanelDot")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
+)]
 
 use super::linear::{FloatRows, PanelDot, broadcast};
 use super::simd::Simd;

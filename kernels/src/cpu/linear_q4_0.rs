@@ -1,5 +1,8 @@
 //! `Q4_0` panels: `w = d (q - 8)`, so a block's dot product is `d (q . x - 8 sum(x))`.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contracts of Simd and PanelDot")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
+)]
 
 use super::linear::{FloatRows, PanelDot, broadcast};
 use super::quantize_rows::QuantRows;

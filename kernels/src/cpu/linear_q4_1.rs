@@ -1,12 +1,14 @@
 //! `Q4_1` panels: `w = d q + m`, so a block's dot product is `d (q . x) + m sum(x)`.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contracts of Simd and PanelDot")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
+)]
 
 use super::linear::{FloatRows, PanelDot, broadcast};
 use super::quantize_rows::QuantRows;
 use super::simd::Simd;
 
-/// Against 8-bit activations. The minimum meets the sum of the activations before they were rounded, so
-/// rounding touches only the first term.
+/// Against 8-bit activations.
 pub(crate) struct Q4_1Int8;
 /// Against f32 activations.
 pub(crate) struct Q4_1Exact;

@@ -1,5 +1,8 @@
 //! `Q8_0` panels: `w = d q`, with `q + 128` stored.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contracts of Simd and PanelDot")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
+)]
 
 use super::linear::{FloatRows, PanelDot, broadcast};
 use super::quantize_rows::QuantRows;

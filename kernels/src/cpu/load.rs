@@ -70,14 +70,28 @@ impl Loaded {
         check_options(options)?;
         check(program)?;
         let uses = Uses::of(program);
-        let mut loader = Loader { source, matrices: HashMap::new() };
+        let mut loader = Loader {
+            source,
+            matrices: HashMap::new(),
+        };
         let mut matrices = Vec::with_capacity(program.weights.len());
         let mut vectors = Vec::with_capacity(program.weights.len());
         for (spec, used) in program.weights.iter().zip(&uses.weights) {
-            matrices.push(if used.as_matrix { loader.parts(spec)? } else { vec![] });
-            vectors.push(if used.as_vector { load_vector(source, spec)? } else { vec![] });
+            matrices.push(if used.as_matrix {
+                loader.parts(spec)?
+            } else {
+                vec![]
+            });
+            vectors.push(if used.as_vector {
+                load_vector(source, spec)?
+            } else {
+                vec![]
+            });
         }
-        let rows_max = RowsMax { tokens: options.step_tokens_max, sequences: options.sequences_max };
+        let rows_max = RowsMax {
+            tokens: options.step_tokens_max,
+            sequences: options.sequences_max,
+        };
         let layout = place(program, rows_max);
         let buffers = Memory::zeroed("buffers", layout.elements * 4)?;
         let kv = KvPool::new(&program.layers, options.kv, options.precision)?;
@@ -108,7 +122,9 @@ impl Loaded {
                 .iter()
                 .map(|spec| RopeTable::new(spec, options.step_tokens_max))
                 .collect::<Result<_, _>>()?,
-            tickets: (0..program.ropes.len() + 2 * program.instrs.len()).map(|_| Ticket::default()).collect(),
+            tickets: (0..program.ropes.len() + 2 * program.instrs.len())
+                .map(|_| Ticket::default())
+                .collect(),
             quant: QuantBuffer::new(options.step_tokens_max.max(options.sequences_max), quant_width)?,
             workers: workers.collect::<Result<_, DeviceError>>()?,
             vocabulary: entries(program, &matrices, |index| index == EmbeddingIndex::Tokens, 0),
@@ -127,13 +143,17 @@ impl Loaded {
         let first = self.layout.starts[view.buffer.index()] + view.start as usize;
         // SAFETY: the layout places every buffer inside the memory; views were checked against their buffers.
         let base = unsafe { self.buffers.f32s().add(first) };
-        Rect { base, stride: spec.width as usize, width: view.width as usize, rows }
+        Rect {
+            base,
+            stride: spec.width as usize,
+            width: view.width as usize,
+            rows,
+        }
     }
 
     /// Bytes held.
     pub(crate) fn memory(&self) -> MemoryUse {
-        let room =
-            |w: &WorkerRoom| w.attention.size_bytes() + w.mixture.size_bytes() + w.quant.size_bytes();
+        let room = |w: &WorkerRoom| w.attention.size_bytes() + w.mixture.size_bytes() + w.quant.size_bytes();
         MemoryUse {
             weight_bytes: self.weight_bytes,
             kv_bytes: self.kv.size_bytes(),
@@ -172,15 +192,29 @@ fn entries(
         Instr::Embedding { table, index, .. } if kind(*index) => Some(*table),
         _ => None,
     });
-    let rows = |table: WeightId| matrices[table.index()].iter().map(|part| part.matrix.rows).sum::<usize>();
-    tables.map(rows).min().map(|rows| rows.saturating_sub(offset as usize))
+    let rows = |table: WeightId| {
+        matrices[table.index()]
+            .iter()
+            .map(|part| part.matrix.rows)
+            .sum::<usize>()
+    };
+    tables
+        .map(rows)
+        .min()
+        .map(|rows| rows.saturating_sub(offset as usize))
 }
 
 fn positions(program: &Program, matrices: &[Vec<Part>]) -> Option<usize> {
     let limits = program.instrs.iter().filter_map(|instr| match instr {
-        Instr::Embedding { index: EmbeddingIndex::Positions(offset), .. } => {
-            entries(program, matrices, |index| index == EmbeddingIndex::Positions(*offset), *offset)
-        }
+        Instr::Embedding {
+            index: EmbeddingIndex::Positions(offset),
+            ..
+        } => entries(
+            program,
+            matrices,
+            |index| index == EmbeddingIndex::Positions(*offset),
+            *offset,
+        ),
         _ => None,
     });
     limits.min()
@@ -206,7 +240,10 @@ impl Loader<'_> {
                     matrix
                 }
             };
-            parts.push(Part { column, matrix: Arc::clone(&matrix) });
+            parts.push(Part {
+                column,
+                matrix: Arc::clone(&matrix),
+            });
             column += matrix.rows;
         }
         if column != spec.rows as usize {
@@ -240,7 +277,10 @@ struct Uses {
 
 impl Uses {
     fn of(program: &Program) -> Self {
-        let mut uses = Self { weights: vec![WeightUse::default(); program.weights.len()], ..Self::default() };
+        let mut uses = Self {
+            weights: vec![WeightUse::default(); program.weights.len()],
+            ..Self::default()
+        };
         for instr in &program.instrs {
             match instr {
                 Instr::Embedding { table, .. } => uses.matrix(*table),

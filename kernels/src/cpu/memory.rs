@@ -26,7 +26,10 @@ impl Memory {
     /// Zeroed memory of `size_bytes`, plus a margin of one cache line so that a 64-byte load may start anywhere.
     /// Large memory is mapped and so takes pages only when they are touched.
     pub(crate) fn zeroed(what: &'static str, size_bytes: usize) -> Result<Self, DeviceError> {
-        let refused = || DeviceError::Memory { what, needed_bytes: size_bytes };
+        let refused = || DeviceError::Memory {
+            what,
+            needed_bytes: size_bytes,
+        };
         let padded = size_bytes.checked_add(LINE_BYTES).ok_or_else(refused)?;
         let layout = Layout::from_size_align(padded, LINE_BYTES).map_err(|_| refused())?;
         let base = if is_mapped(layout) {
@@ -35,7 +38,10 @@ impl Memory {
             // SAFETY: the layout's size is at least LINE_BYTES, so not zero.
             NonNull::new(unsafe { alloc_zeroed(layout) })
         };
-        Ok(Self { base: base.ok_or_else(refused)?, layout })
+        Ok(Self {
+            base: base.ok_or_else(refused)?,
+            layout,
+        })
     }
 
     /// The first byte.
@@ -71,7 +77,10 @@ fn is_mapped(layout: Layout) -> bool {
 
 #[cfg(target_os = "linux")]
 fn map(size_bytes: usize) -> Option<NonNull<u8>> {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let (protection, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
     // SAFETY: a new private anonymous mapping; nothing existing is touched.
     let base = unsafe { libc::mmap(std::ptr::null_mut(), size_bytes, protection, flags, -1, 0) };
     if base == libc::MAP_FAILED {

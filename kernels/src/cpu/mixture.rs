@@ -35,7 +35,12 @@ impl MixtureScratch {
     /// Room for the largest of a program's mixtures.
     pub(crate) fn new(scores: usize, inner: usize, width: usize) -> Result<Self, DeviceError> {
         let memory = Memory::zeroed("mixture scratch", (scores + inner + width) * 4)?;
-        Ok(Self { memory, scores_max: scores, inner_max: inner, width_max: width })
+        Ok(Self {
+            memory,
+            scores_max: scores,
+            inner_max: inner,
+            width_max: width,
+        })
     }
 
     /// Bytes held.
@@ -46,7 +51,13 @@ impl MixtureScratch {
     fn row(&self, first: usize, width: usize, room: usize) -> Rect {
         assert!(width <= room);
         // SAFETY: the three parts lie one after the other in the memory, each as large as its room.
-        Rect { base: unsafe { self.memory.f32s().add(first) }, stride: width, width, rows: 1 }
+        let base = unsafe { self.memory.f32s().add(first) };
+        Rect {
+            base,
+            stride: width,
+            width,
+            rows: 1,
+        }
     }
 
     fn scores(&self, width: usize) -> Rect {
@@ -101,16 +112,30 @@ impl Mixture<'_> {
     /// # Safety
     /// See [`Mixture::row`].
     unsafe fn expert(&self, x: Rect, expert: ExpertSpec, weight: f32, out: Rect) {
-        let inner = self.matrices[expert.gate_up.index()].iter().map(|part| part.matrix.rows).sum();
+        let inner = self.matrices[expert.gate_up.index()]
+            .iter()
+            .map(|part| part.matrix.rows)
+            .sum();
         let both = self.scratch.inner(inner);
-        let gate = Rect { width: inner / 2, ..both };
+        let gate = Rect {
+            width: inner / 2,
+            ..both
+        };
         // SAFETY: the second half of the row.
-        let up = Rect { base: unsafe { both.base.add(inner / 2) }, ..gate };
+        let up = unsafe { both.base.add(inner / 2) };
+        let up = Rect { base: up, ..gate };
         let result = self.scratch.output(out.width);
         // SAFETY: scratch is this worker's own by contract.
         unsafe {
             self.linear(x, expert.gate_up, both);
-            elementwise(self.isa, Elementwise::ActivateMul(self.spec.function), gate, up, gate, 0);
+            elementwise(
+                self.isa,
+                Elementwise::ActivateMul(self.spec.function),
+                gate,
+                up,
+                gate,
+                0,
+            );
             self.linear(gate, expert.down, result);
             for (out, value) in out.row_mut(0).iter_mut().zip(result.row(0)) {
                 *out += weight * value;
@@ -123,8 +148,16 @@ impl Mixture<'_> {
     unsafe fn linear(&self, x: Rect, weight: WeightId, out: Rect) {
         for part in &self.matrices[weight.index()] {
             let quantized = part.matrix.dtype.block_elements() > 1;
-            let quant = self.quant.filter(|_| quantized).map(|buffer| buffer.rows(x.width));
-            let out = LinearOut { rect: out, column: part.column, bias: None, accumulate: false };
+            let quant = self
+                .quant
+                .filter(|_| quantized)
+                .map(|buffer| buffer.rows(x.width));
+            let out = LinearOut {
+                rect: out,
+                column: part.column,
+                bias: None,
+                accumulate: false,
+            };
             // SAFETY: one row each; scratch is this worker's own by contract.
             unsafe {
                 if let Some(quant) = quant {
@@ -154,6 +187,13 @@ fn choose(scores: &[f32], spec: &MixtureSpec) -> Vec<(usize, f32)> {
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     order.truncate(spec.top_k as usize);
     let chosen: f32 = order.iter().map(|&expert| weights[expert]).sum();
-    let divisor = if spec.normalisation == RouterNormalisation::SoftmaxAll { 1.0 } else { chosen };
-    order.into_iter().map(|expert| (expert, weights[expert] / divisor)).collect()
+    let divisor = if spec.normalisation == RouterNormalisation::SoftmaxAll {
+        1.0
+    } else {
+        chosen
+    };
+    order
+        .into_iter()
+        .map(|expert| (expert, weights[expert] / divisor))
+        .collect()
 }

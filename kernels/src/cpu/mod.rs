@@ -1,5 +1,5 @@
-//! The CPU device. Kernels are written once over [`simd`] and compiled for plain Rust, AVX2 and AVX-512; the
-//! one in use is chosen at run time. Only [`device`] knows the engine's trait, only [`exec`] knows programs.
+//! The CPU device. Kernels are written once over `simd` and compiled for plain Rust, AVX2 and AVX-512; the
+//! one in use is chosen at run time. Only `device` knows the engine's trait, only `exec` knows programs.
 
 mod attention;
 mod check;

@@ -1,5 +1,8 @@
 //! Root-mean-square, layer and L2 normalisation of one group of elements. Knows nothing of programs.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contract of Simd")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contract of Simd"
+)]
 
 use super::simd::{Kernel, Simd};
 use super::weights::LANES;
@@ -41,7 +44,10 @@ impl Kernel for RmsNorm {
         let mut i = 0;
         while i + LANES <= self.n {
             let w = S::add(S::load(self.weight.add(i)), S::splat(offset));
-            S::store(self.out.add(i), S::mul(S::mul(S::load(self.x.add(i)), S::splat(factor)), w));
+            S::store(
+                self.out.add(i),
+                S::mul(S::mul(S::load(self.x.add(i)), S::splat(factor)), w),
+            );
             i += LANES;
         }
         for i in i..self.n {

@@ -61,7 +61,10 @@ impl Ticket {
         loop {
             let left = total.checked_sub(taken).filter(|&left| left > 0)?;
             let piece = (left / (2 * workers)).max(1);
-            match self.0.compare_exchange_weak(taken, taken + piece, Ordering::Relaxed, Ordering::Relaxed) {
+            match self
+                .0
+                .compare_exchange_weak(taken, taken + piece, Ordering::Relaxed, Ordering::Relaxed)
+            {
                 Ok(_) => return Some(taken..taken + piece),
                 Err(now) => taken = now,
             }
@@ -100,7 +103,8 @@ impl Barrier {
             self.arrived.store(0, Ordering::Relaxed);
             // Sequentially consistent with the sleepers' count: either a sleeper sees the new generation, or
             // this thread sees the sleeper.
-            self.generation.store(generation.wrapping_add(1), Ordering::SeqCst);
+            self.generation
+                .store(generation.wrapping_add(1), Ordering::SeqCst);
             self.wake_sleepers();
         } else {
             let open = || self.generation.load(Ordering::SeqCst) != generation || self.is_poisoned();
@@ -154,7 +158,11 @@ impl Task {
     }
 
     fn run_part(&self, index: usize) {
-        let worker = Worker { index, count: self.barrier.count, barrier: &self.barrier };
+        let worker = Worker {
+            index,
+            count: self.barrier.count,
+            barrier: &self.barrier,
+        };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.job.run(&worker))) {
             let text = payload
                 .downcast_ref::<String>()
@@ -200,7 +208,10 @@ impl Pool {
             work: Condvar::new(),
             epoch: AtomicU64::new(0),
         });
-        let mut pool = Self { shared, threads: Vec::with_capacity(threads.get()) };
+        let mut pool = Self {
+            shared,
+            threads: Vec::with_capacity(threads.get()),
+        };
         for index in 0..threads.get() {
             let shared = Arc::clone(&pool.shared);
             let thread = std::thread::Builder::new()
@@ -350,7 +361,11 @@ mod tests {
             let parts = Arc::new(AtomicUsize::new(0));
             let tasks: Vec<_> = (0..50)
                 .map(|_| {
-                    let job = Count { parts: Arc::clone(&parts), ticket: Ticket::default(), units: 37 };
+                    let job = Count {
+                        parts: Arc::clone(&parts),
+                        ticket: Ticket::default(),
+                        units: 37,
+                    };
                     pool.submit(Box::new(job))
                 })
                 .collect();
@@ -367,7 +382,11 @@ mod tests {
         let error = pool.submit(Box::new(Dies)).wait().unwrap_err();
         assert!(error.contains("as planned"), "{error}");
         let parts = Arc::new(AtomicUsize::new(0));
-        let job = Count { parts: Arc::clone(&parts), ticket: Ticket::default(), units: 5 };
+        let job = Count {
+            parts: Arc::clone(&parts),
+            ticket: Ticket::default(),
+            units: 5,
+        };
         pool.submit(Box::new(job)).wait().unwrap();
         assert_eq!(parts.load(Ordering::Relaxed), 5);
     }

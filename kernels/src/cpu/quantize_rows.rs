@@ -1,6 +1,9 @@
 //! Activations in 8 bits: blocks of 32 with an f32 scale, and the block's sums that weights with a minimum or
 //! an offset need. Knows nothing of weights.
-#![expect(unsafe_op_in_unsafe_fn, reason = "kernel bodies are covered by the contract of Simd")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "kernel bodies are covered by the contract of Simd"
+)]
 
 use super::isa::Isa;
 use super::linear::BLOCK;
@@ -15,7 +18,8 @@ pub(crate) struct QuantRows {
     pub(crate) codes: *mut i8,
     /// `[rows, blocks]`: value = scale * code.
     pub(crate) scales: *mut f32,
-    /// `[rows, blocks]`: sum of the values before rounding.
+    /// `[rows, blocks]`: sum of the values after rounding, scale * code_sum. Not before: the roundings then
+    /// cancel between a weight's code and its minimum, which halves the error.
     pub(crate) sums: *mut f32,
     /// `[rows, blocks]`: sum of the codes.
     pub(crate) code_sums: *mut i32,
@@ -43,8 +47,15 @@ impl QuantBuffer {
     /// Room for `rows` rows of up to `width_max` elements.
     pub(crate) fn new(rows: usize, width_max: usize) -> Result<Self, DeviceError> {
         let width_max = width_max.next_multiple_of(BLOCK);
-        let memory = Memory::zeroed("quantized activations", rows * (width_max + width_max / BLOCK * 12))?;
-        Ok(Self { memory, rows, width_max })
+        let memory = Memory::zeroed(
+            "quantized activations",
+            rows * (width_max + width_max / BLOCK * 12),
+        )?;
+        Ok(Self {
+            memory,
+            rows,
+            width_max,
+        })
     }
 
     /// The buffer laid out for rows of `width` elements.
@@ -106,8 +117,9 @@ impl Kernel for QuantizeRow {
             S::store_i8(code.add(16), S::mul(b, S::splat(inverse)));
             let stored = std::slice::from_raw_parts(code, BLOCK);
             *self.to.scales.add(at) = scale;
-            *self.to.sums.add(at) = S::sum(S::add(a, b));
-            *self.to.code_sums.add(at) = stored.iter().map(|&c| i32::from(c)).sum();
+            let code_sum: i32 = stored.iter().map(|&c| i32::from(c)).sum();
+            *self.to.sums.add(at) = scale * code_sum as f32;
+            *self.to.code_sums.add(at) = code_sum;
         }
     }
 }

@@ -20,7 +20,11 @@ impl RopeTable {
     /// Room for `tokens_max` tokens.
     pub(crate) fn new(spec: &RopeSpec, tokens_max: usize) -> Result<Self, DeviceError> {
         let memory = Memory::zeroed("rotation tables", tokens_max * 2 * spec.inv_freq.len() * 4)?;
-        Ok(Self { spec: spec.clone(), memory, tokens_max })
+        Ok(Self {
+            spec: spec.clone(),
+            memory,
+            tokens_max,
+        })
     }
 
     /// Fills in one token.
@@ -73,14 +77,16 @@ impl RopeTable {
 
     /// # Safety
     /// As for any two `&mut` slices: readers may share, a writer is alone with its token.
-    #[expect(clippy::mut_from_ref, reason = "shared memory; the callers' contracts say who may write")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "shared memory; the callers' contracts say who may write"
+    )]
     unsafe fn slices(&self, token: usize) -> (&mut [f32], &mut [f32]) {
         assert!(token < self.tokens_max);
         let pairs = self.spec.inv_freq.len();
         // SAFETY: the token's part lies within the memory sized in `new`.
-        let both = unsafe {
-            std::slice::from_raw_parts_mut(self.memory.f32s().add(token * 2 * pairs), 2 * pairs)
-        };
+        let both =
+            unsafe { std::slice::from_raw_parts_mut(self.memory.f32s().add(token * 2 * pairs), 2 * pairs) };
         both.split_at_mut(pairs)
     }
 }

@@ -8,7 +8,8 @@ use galerne_core::sampling::Candidate;
 use super::isa::Isa;
 use super::simd::{Kernel, Simd, dispatch, exp};
 use super::weights::LANES;
-use crate::device::{SampleOutcome, SampleRequest, TokenLogprobs};
+use crate::device::{SampleOutcome, SampleRequest};
+use galerne_core::sampling::TokenLogprobs;
 
 /// Draws tokens; keeps its room between calls.
 #[derive(Debug)]
@@ -29,7 +30,12 @@ struct Scaled {
 impl Sampler {
     /// For rows of up to `vocabulary` logits.
     pub(crate) fn new(isa: Isa) -> Self {
-        Self { isa, logits: Vec::new(), weights: Vec::new(), pairs: Vec::new() }
+        Self {
+            isa,
+            logits: Vec::new(),
+            weights: Vec::new(),
+            pairs: Vec::new(),
+        }
     }
 
     /// Serves one request from its row of raw logits.
@@ -59,8 +65,10 @@ impl Sampler {
         if plan.candidates > 0 {
             self.pairs.truncate(plan.candidates as usize);
             let normaliser = scaled.largest + scaled.total.ln();
-            let candidate =
-                |&(logit, id): &(f32, u32)| Candidate { token: TokenId(id), logprob: logit - normaliser };
+            let candidate = |&(logit, id): &(f32, u32)| Candidate {
+                token: TokenId(id),
+                logprob: logit - normaliser,
+            };
             return SampleOutcome::Candidates(self.pairs.iter().map(candidate).collect());
         }
         let token = self.draw_filtered(request.uniform, scaled.largest);
@@ -68,21 +76,32 @@ impl Sampler {
     }
 
     fn token(&mut self, raw: &[f32], token: TokenId, logprobs: Option<u32>) -> SampleOutcome {
-        SampleOutcome::Token { token, logprobs: logprobs.map(|top| self.logprobs(raw, token, top)) }
+        SampleOutcome::Token {
+            token,
+            logprobs: logprobs.map(|top| self.logprobs(raw, token, top)),
+        }
     }
 
     /// Copies the row and applies bias and penalties.
     fn penalise(&mut self, raw: &[f32], request: &SampleRequest<'_>) {
         let plan = request.plan;
         self.logits.clear();
-        self.logits.extend(raw.iter().map(|&v| if v.is_nan() { f32::NEG_INFINITY } else { v.min(f32::MAX) }));
+        self.logits.extend(raw.iter().map(|&v| {
+            if v.is_nan() {
+                f32::NEG_INFINITY
+            } else {
+                v.min(f32::MAX)
+            }
+        }));
         for (token, bias) in &plan.bias {
             if let Some(logit) = self.logits.get_mut(token.index()) {
                 *logit += bias;
             }
         }
         for count in request.seen {
-            let Some(logit) = self.logits.get_mut(count.token.index()) else { continue };
+            let Some(logit) = self.logits.get_mut(count.token.index()) else {
+                continue;
+            };
             if *logit > 0.0 {
                 *logit /= plan.repetition_penalty;
             } else {
@@ -99,13 +118,30 @@ impl Sampler {
     fn scale(&mut self, temperature: f32) -> Scaled {
         let factor = 1.0 / temperature;
         let largest = argmax_value(self.isa, &self.logits) * factor;
-        let largest = if largest.is_finite() { largest } else { largest.signum() * f32::MAX };
+        let largest = if largest.is_finite() {
+            largest
+        } else {
+            largest.signum() * f32::MAX
+        };
         self.weights.clear();
         self.weights.resize(self.logits.len(), 0.0);
         let (logits, weights) = (self.logits.as_mut_slice(), self.weights.as_mut_slice());
         // SAFETY: the instruction set is the device's; both slices are the kernel's alone.
-        let total = unsafe { dispatch(self.isa, Exponentials { logits, weights, factor, largest }) };
-        Scaled { largest, total: total.max(f32::MIN_POSITIVE) }
+        let total = unsafe {
+            dispatch(
+                self.isa,
+                Exponentials {
+                    logits,
+                    weights,
+                    factor,
+                    largest,
+                },
+            )
+        };
+        Scaled {
+            largest,
+            total: total.max(f32::MIN_POSITIVE),
+        }
     }
 
     /// Leaves the tokens that pass the filters in `pairs`, most likely first, at least one.
@@ -201,7 +237,13 @@ impl Sampler {
 
     fn logprobs(&mut self, raw: &[f32], token: TokenId, top: u32) -> TokenLogprobs {
         self.logits.clear();
-        self.logits.extend(raw.iter().map(|&v| if v.is_nan() { f32::NEG_INFINITY } else { v.min(f32::MAX) }));
+        self.logits.extend(raw.iter().map(|&v| {
+            if v.is_nan() {
+                f32::NEG_INFINITY
+            } else {
+                v.min(f32::MAX)
+            }
+        }));
         let scaled = self.scale(1.0);
         let normaliser = scaled.largest + scaled.total.ln();
         let logprob = self.logits[token.index()] - normaliser;
@@ -213,9 +255,14 @@ impl Sampler {
             }
         }
         sort_largest(&mut self.pairs, top);
-        let candidate =
-            |&(logit, id): &(f32, u32)| Candidate { token: TokenId(id), logprob: logit - normaliser };
-        TokenLogprobs { logprob, top: self.pairs.iter().take(top).map(candidate).collect() }
+        let candidate = |&(logit, id): &(f32, u32)| Candidate {
+            token: TokenId(id),
+            logprob: logit - normaliser,
+        };
+        TokenLogprobs {
+            logprob,
+            top: self.pairs.iter().take(top).map(candidate).collect(),
+        }
     }
 }
 
@@ -224,7 +271,7 @@ fn is_raw(request: &SampleRequest<'_>) -> bool {
     let plan = request.plan;
     let penalties =
         plan.repetition_penalty != 1.0 || plan.frequency_penalty != 0.0 || plan.presence_penalty != 0.0;
-    plan.bias.is_empty() && !(penalties && !request.seen.is_empty())
+    plan.bias.is_empty() && (!penalties || request.seen.is_empty())
 }
 
 /// Moves the `count` largest pairs to the front, largest first, equal ones by id.
@@ -239,7 +286,10 @@ fn sort_largest(pairs: &mut [(f32, u32)], count: usize) {
 
 fn draw_unfiltered(weights: &[f32], uniform: f32) -> TokenId {
     const CHUNK: usize = 512;
-    let sums: Vec<f64> = weights.chunks(CHUNK).map(|chunk| f64::from(chunk.iter().sum::<f32>())).collect();
+    let sums: Vec<f64> = weights
+        .chunks(CHUNK)
+        .map(|chunk| f64::from(chunk.iter().sum::<f32>()))
+        .collect();
     let mut left = f64::from(uniform) * sums.iter().sum::<f64>();
     let mut last = 0;
     for (c, sum) in sums.iter().enumerate() {

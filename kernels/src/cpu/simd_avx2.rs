@@ -1,5 +1,8 @@
 //! [`Simd`] on AVX2 with FMA and F16C: two registers per vector, `vpmaddubsw` for the integer dot products.
-#![expect(unsafe_op_in_unsafe_fn, reason = "each method's short body is covered by the contract of the trait")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each method's short body is covered by the contract of the trait"
+)]
 
 use std::arch::x86_64::*;
 
@@ -47,7 +50,10 @@ impl Simd for Avx2 {
     unsafe fn load_bf16(from: *const u16) -> Self::F {
         let a = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
         let b = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
-        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b))]
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
+        ]
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
@@ -75,7 +81,10 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+        [
+            _mm256_fmadd_ps(a[0], b[0], c[0]),
+            _mm256_fmadd_ps(a[1], b[1], c[1]),
+        ]
     }
     #[inline(always)]
     unsafe fn round(a: Self::F) -> Self::F {
@@ -86,7 +95,10 @@ impl Simd for Avx2 {
     unsafe fn scale_pow2(a: Self::F, n: Self::F) -> Self::F {
         let bias = _mm256_set1_epi32(127);
         let power = |n| {
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), bias)))
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(
+                _mm256_cvtps_epi32(n),
+                bias,
+            )))
         };
         [_mm256_mul_ps(a[0], power(n[0])), _mm256_mul_ps(a[1], power(n[1]))]
     }
@@ -116,13 +128,18 @@ impl Simd for Avx2 {
     unsafe fn store_i8(to: *mut i8, a: Self::F) {
         let wide = _mm256_packs_epi32(_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1]));
         let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(wide);
-        let narrow =
-            _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256::<1>(ordered));
+        let narrow = _mm_packs_epi16(
+            _mm256_castsi256_si128(ordered),
+            _mm256_extracti128_si256::<1>(ordered),
+        );
         _mm_storeu_si128(to.cast(), narrow);
     }
     #[inline(always)]
     unsafe fn load_bytes(from: *const u8) -> Self::B {
-        [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())]
+        [
+            _mm256_loadu_si256(from.cast()),
+            _mm256_loadu_si256(from.add(32).cast()),
+        ]
     }
     #[inline(always)]
     unsafe fn low_nibbles(a: Self::B) -> Self::B {

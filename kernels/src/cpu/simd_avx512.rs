@@ -1,5 +1,8 @@
 //! [`Simd`] on AVX-512 with VNNI: one register per vector, `vpdpbusd` for the integer dot products.
-#![expect(unsafe_op_in_unsafe_fn, reason = "each method's short body is covered by the contract of the trait")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each method's short body is covered by the contract of the trait"
+)]
 
 use std::arch::x86_64::*;
 

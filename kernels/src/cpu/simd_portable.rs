@@ -1,5 +1,8 @@
 //! [`Simd`] in plain Rust, for any machine. Knows no intrinsics; the compiler vectorises what it can.
-#![expect(unsafe_op_in_unsafe_fn, reason = "each method's short body is covered by the contract of the trait")]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each method's short body is covered by the contract of the trait"
+)]
 
 use half::{bf16, f16};
 
@@ -103,7 +106,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn store_i8(to: *mut i8, a: Self::F) {
         let rounded = Self::round(a);
-        to.cast::<[i8; 16]>().write_unaligned(rounded.map(|v| v as i32 as i8));
+        to.cast::<[i8; 16]>()
+            .write_unaligned(rounded.map(|v| v as i32 as i8));
     }
     #[inline(always)]
     unsafe fn load_bytes(from: *const u8) -> Self::B {

@@ -38,7 +38,13 @@ impl Matrix {
         let row_bytes = view.bytes.len() / rows.max(1);
         let panel_bytes = row_bytes * LANES;
         let memory = Memory::zeroed("weights", panel_bytes * rows.div_ceil(LANES))?;
-        let matrix = Self { dtype: view.dtype, rows, width, panel_bytes, memory };
+        let matrix = Self {
+            dtype: view.dtype,
+            rows,
+            width,
+            panel_bytes,
+            memory,
+        };
         // SAFETY: the memory was just made and is not shared; it has exactly this many bytes.
         let packed =
             unsafe { std::slice::from_raw_parts_mut(matrix.memory.ptr(), matrix.memory.size_bytes()) };
@@ -81,7 +87,10 @@ impl Matrix {
         }
         let mut stored = [0; 34];
         let stored = &mut stored[..self.dtype.block_bytes()];
-        for (out, block) in out.chunks_exact_mut(quant::BLOCK_ELEMENTS).zip(panel.chunks_exact(block_bytes)) {
+        for (out, block) in out
+            .chunks_exact_mut(quant::BLOCK_ELEMENTS)
+            .zip(panel.chunks_exact(block_bytes))
+        {
             gather_block(self.dtype, block, lane, stored);
             quant::dequantize(self.dtype, stored, out);
         }
@@ -115,7 +124,9 @@ const fn byte_offset(dtype: DType) -> u8 {
 
 fn pack_row(dtype: DType, row: &[u8], panel: &mut [u8], lane: usize) {
     let block_bytes = dtype.block_bytes();
-    let blocks = row.chunks_exact(block_bytes).zip(panel.chunks_exact_mut(block_bytes * LANES));
+    let blocks = row
+        .chunks_exact(block_bytes)
+        .zip(panel.chunks_exact_mut(block_bytes * LANES));
     if dtype.block_elements() == 1 {
         for (element, column) in blocks {
             column[lane * block_bytes..][..block_bytes].copy_from_slice(element);
@@ -156,10 +167,18 @@ pub(crate) fn fetch<'a>(
     name: &str,
     width: usize,
 ) -> Result<(WeightView<'a>, usize, usize), DeviceError> {
-    let fail =
-        |expected: String, got: String| Err(DeviceError::Weight { name: name.to_owned(), expected, got });
+    let fail = |expected: String, got: String| {
+        Err(DeviceError::Weight {
+            name: name.to_owned(),
+            expected,
+            got,
+        })
+    };
     let Some(view) = source.weight(name) else {
-        return fail(format!("a tensor of inner width {width}"), "no tensor of this name".into());
+        return fail(
+            format!("a tensor of inner width {width}"),
+            "no tensor of this name".into(),
+        );
     };
     let (rows, inner) = match *view.shape {
         [inner] => (1, inner as usize),
@@ -169,11 +188,19 @@ pub(crate) fn fetch<'a>(
     if rows == 0 || inner == 0 {
         return fail("at least one element".into(), format!("shape {:?}", view.shape));
     }
-    let needed = view.dtype.row_bytes(inner).and_then(|bytes| bytes.checked_mul(rows));
+    let needed = view
+        .dtype
+        .row_bytes(inner)
+        .and_then(|bytes| bytes.checked_mul(rows));
     if needed != Some(view.bytes.len()) {
-        let expected = needed
-            .map_or_else(|| format!("rows of whole {} blocks", view.dtype), |bytes| format!("{bytes} bytes"));
-        return fail(expected, format!("{} bytes, shape {:?}", view.bytes.len(), view.shape));
+        let expected = needed.map_or_else(
+            || format!("rows of whole {} blocks", view.dtype),
+            |bytes| format!("{bytes} bytes"),
+        );
+        return fail(
+            expected,
+            format!("{} bytes, shape {:?}", view.bytes.len(), view.shape),
+        );
     }
     Ok((view, rows, inner))
 }
@@ -221,12 +248,24 @@ mod tests {
 
     #[test]
     fn a_packed_row_comes_back_bit_for_bit() {
-        for dtype in [DType::F32, DType::F16, DType::Bf16, DType::Q4_0, DType::Q4_1, DType::Q8_0] {
+        for dtype in [
+            DType::F32,
+            DType::F16,
+            DType::Bf16,
+            DType::Q4_0,
+            DType::Q4_1,
+            DType::Q8_0,
+        ] {
             let (rows, width) = (19, 64);
-            let values: Vec<f32> =
-                (0..rows * width).map(|i| ((i * 7919 + 13) % 1009) as f32 / 500.0 - 1.0).collect();
+            let values: Vec<f32> = (0..rows * width)
+                .map(|i| ((i * 7919 + 13) % 1009) as f32 / 500.0 - 1.0)
+                .collect();
             let bytes = quant::quantize(dtype, &values);
-            let view = WeightView { dtype, shape: &[rows as u64, width as u64], bytes: &bytes };
+            let view = WeightView {
+                dtype,
+                shape: &[rows as u64, width as u64],
+                bytes: &bytes,
+            };
             let matrix = Matrix::pack(view, rows, width).unwrap();
             let row_bytes = dtype.row_bytes(width).unwrap();
             for r in 0..rows {

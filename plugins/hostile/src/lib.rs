@@ -21,7 +21,9 @@ impl Architecture for Hostile {
             "shape" => Ok(wrong_shape()),
             "huge" => Ok(huge()),
             "refuse" => Err(Error::Unsupported("everything".to_owned())),
-            other => Err(Error::Config(format!("misbehave: expected a known word, got \"{other}\""))),
+            other => Err(Error::Config(format!(
+                "misbehave: expected a known word, got \"{other}\""
+            ))),
         }
     }
 }
@@ -57,7 +59,12 @@ fn recurse(depth: u64) -> u64 {
 fn cycle() -> Graph {
     let m = GraphBuilder::new(64);
     let x = m.embedding("model.embed_tokens.weight");
-    let mut graph = m.finish(x.scale(1.0).scale(2.0).output_rows().logits("model.embed_tokens.weight"));
+    let mut graph = m.finish(
+        x.scale(1.0)
+            .scale(2.0)
+            .output_rows()
+            .logits("model.embed_tokens.weight"),
+    );
     graph.nodes.swap(1, 2);
     graph
 }
@@ -65,7 +72,11 @@ fn cycle() -> Graph {
 fn wrong_shape() -> Graph {
     let m = GraphBuilder::new(64);
     let x = m.embedding("model.embed_tokens.weight");
-    m.finish(x.rms_norm("model.embed_tokens.weight", 1e-5).output_rows().logits("model.embed_tokens.weight"))
+    m.finish(
+        x.rms_norm("model.embed_tokens.weight", 1e-5)
+            .output_rows()
+            .logits("model.embed_tokens.weight"),
+    )
 }
 
 /// Far more nodes than any model has.
@@ -86,7 +97,10 @@ mod tests {
 
     #[test]
     fn unknown_words_are_refused() {
-        assert!(matches!(Hostile::build(&json!({"misbehave": "nicely"})), Err(Error::Config(_))));
+        assert!(matches!(
+            Hostile::build(&json!({"misbehave": "nicely"})),
+            Err(Error::Config(_))
+        ));
     }
 
     #[test]

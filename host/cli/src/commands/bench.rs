@@ -80,14 +80,14 @@ pub(super) fn run(data: &DataArgs, command: BenchCommand) -> Result<()> {
     let BenchCommand::Engine(args) = command;
     ensure!(args.runs > 0, "--runs: expected at least 1");
     ensure!(args.decode > 1, "--decode: expected at least 2 tokens");
-    let store = Store::open(&data.folder()?)?;
+    let store = Store::new(&data.folder()?);
     let name = match &args.model {
         Some(name) => name.clone(),
         None => only_model(&store)?,
     };
     let plugins = PluginHost::new(PluginOptions::default())?;
     let device = load::device(&args.device)?;
-    let model = load::start(&store.open_package(&name)?, &plugins, &device, &args.device)?;
+    let model = load::start(&store.open(&name)?, &plugins, &device, &args.device)?;
     let info = device.info();
     if !args.json {
         println!("{name} on {} ({}, {} threads), precision {:?}", info.name, info.isa, info.threads, args.device.precision);

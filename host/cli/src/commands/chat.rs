@@ -2,12 +2,12 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use galerne_server::client::{Client, ClientOptions};
+use galerne_server::client::Client;
+use galerne_server::client::connect::ClientOptions;
 use serde_json::{Value, json};
 
 use crate::config::DataArgs;
@@ -54,12 +54,7 @@ pub(super) fn run(data: &DataArgs, args: ChatArgs) -> Result<()> {
         (None, true) => None,
         (None, false) => Some(data.folder()?.join("tls/cert.pem")).filter(|file| file.exists()),
     };
-    let options = ClientOptions {
-        url: args.server.clone(),
-        ca,
-        insecure: args.insecure,
-        connect_timeout: Duration::from_secs(5),
-    };
+    let options = ClientOptions { insecure: args.insecure, ..ClientOptions::new(args.server.clone(), ca) };
     runtime.block_on(async {
         let client = Client::connect(options).await.with_context(|| format!("connect to {}", args.server))?;
         let model = match &args.model {
@@ -77,12 +72,7 @@ pub(super) fn run(data: &DataArgs, args: ChatArgs) -> Result<()> {
 }
 
 async fn only_model(client: &Client) -> Result<String> {
-    let mut response = client.request("GET", "/v1/models", &[], Bytes::new()).await?;
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        body.extend_from_slice(&chunk);
-        ensure!(body.len() < 1 << 20, "the list of models is over 1 MiB");
-    }
+    let body = client.get("/v1/models").await?.bytes(1 << 20).await?;
     let list: Value = serde_json::from_slice(&body).context("read the list of models")?;
     let names: Vec<&str> =
         list["data"].as_array().into_iter().flatten().filter_map(|model| model["id"].as_str()).collect();
@@ -177,12 +167,7 @@ impl<'a> Conversation<'a> {
         let mut stream = self.client.sse("/v1/chat/completions", &self.body()).await?;
         let mut timing = Timing { begin, first: None, last: begin, tokens: 0 };
         let mut answer = String::new();
-        let mut done = false;
         while let Some(event) = stream.next().await? {
-            if event.data == "[DONE]" {
-                done = true;
-                break;
-            }
             let chunk: Value = serde_json::from_str(&event.data).context("read an event of the answer")?;
             if let Some(message) = chunk["error"]["message"].as_str() {
                 bail!("{message}");
@@ -202,8 +187,7 @@ impl<'a> Conversation<'a> {
                 timing.tokens = tokens;
             }
         }
-        ensure!(done, "the answer ended before its last event; the connection or the host was lost");
-        println!("\n{}", timing.line(self.client.transport()));
+        println!("\n{}", timing.line("h3"));
         Ok(answer)
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn run(data: &DataArgs, args: &DoctorArgs) -> Result<()> {
     println!("ports        {}", ports(args));
     let folder = data.folder()?;
     println!("data folder  {}{}", folder.display(), writable(&folder));
-    match Store::open(&folder).and_then(|store| store.list()) {
+    match Store::new(&folder).list() {
         Ok(models) if models.is_empty() => {
             println!("models       none; import one with `galerne model import SOURCE --name NAME`");
         }

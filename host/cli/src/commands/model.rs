@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::SystemTime;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
@@ -65,18 +66,20 @@ pub(super) fn run(data: &DataArgs, command: ModelCommand) -> Result<()> {
 }
 
 fn import(folder: &Path, args: ImportArgs) -> Result<()> {
-    let store = Store::open(folder)?;
+    let store = Store::new(folder);
     let plugins = PluginHost::new(PluginOptions::default())?;
     let chooser = Chooser { host: &plugins, architecture: args.architecture, chat: args.chat };
     cancel_on_ctrl_c()?;
     let request = ImportRequest {
         source: &args.source,
         name: &args.name,
-        version: &args.package_version,
+        models_dir: store.models_dir(),
+        version: Some(&args.package_version),
         license: args.license.as_deref(),
         replace: args.replace,
+        now: SystemTime::now(),
     };
-    let package = import::import(&store, &request, &chooser, &Bar::default(), &CANCELLED)
+    let package = import::import(&request, &chooser, &Bar::default(), &CANCELLED)
         .with_context(|| format!("import {}", args.source.display()))?;
     println!("imported \"{}\" into {}", package.manifest().name, package.dir().display());
     Ok(())
@@ -126,7 +129,7 @@ impl Progress for Bar {
 }
 
 fn list(folder: &Path) -> Result<()> {
-    let models = Store::open(folder)?.list()?;
+    let models = Store::new(folder).list()?;
     if models.is_empty() {
         println!("no models in {}; import one with `galerne model import SOURCE --name NAME`", folder.display());
         return Ok(());
@@ -134,20 +137,23 @@ fn list(folder: &Path) -> Result<()> {
     let width = models.iter().map(|model| model.name.len()).max().unwrap_or(0).max(4);
     println!("{:<width$}  {:<10}  {:<10}  {:>10}  LICENCE", "NAME", "VERSION", "TYPE", "SIZE");
     for model in models {
-        println!(
-            "{:<width$}  {:<10}  {:<10}  {:>10}  {}",
-            model.name,
-            model.version,
-            model.model_type,
-            indicatif::HumanBytes(model.size_bytes).to_string(),
-            model.license.as_deref().unwrap_or("unknown"),
-        );
+        let size = indicatif::HumanBytes(model.size_bytes).to_string();
+        match model.manifest {
+            Ok(manifest) => println!(
+                "{:<width$}  {:<10}  {:<10}  {size:>10}  {}",
+                model.name,
+                manifest.version,
+                manifest.model_type,
+                manifest.license.as_deref().unwrap_or("unknown"),
+            ),
+            Err(error) => println!("{:<width$}  unusable: {error}", model.name),
+        }
     }
     Ok(())
 }
 
 fn show(folder: &Path, name: &str) -> Result<()> {
-    let package = Store::open(folder)?.open_package(name)?;
+    let package = Store::new(folder).open(name)?;
     println!("# {}", package.dir().display());
     print!("{}", std::fs::read_to_string(package.dir().join("galerne.toml"))?);
     Ok(())

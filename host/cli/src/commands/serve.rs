@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use galerne_plugin::{PluginHost, PluginOptions};
 use galerne_server::api::{self, ApiLimits, ApiState, ServedModel};
-use galerne_server::serve::{self, Congestion, ServeOptions, TransportLimits};
+use galerne_server::limits::{Congestion, TransportLimits};
+use galerne_server::serve::{self, ServeOptions};
 use galerne_server::tls::{DevCertificate, TlsFiles};
 use galerne_store::store::Store;
 
@@ -73,7 +74,7 @@ pub(super) fn run(data: &DataArgs, args: ServeArgs) -> Result<()> {
             CongestionArg::Bbr => Congestion::Bbr,
             CongestionArg::Cubic => Congestion::Cubic,
         },
-        limits: TransportLimits { drain: Duration::from_secs(args.drain_seconds), ..TransportLimits::default() },
+        limits: TransportLimits { drain_timeout: Duration::from_secs(args.drain_seconds), ..TransportLimits::default() },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -81,7 +82,7 @@ pub(super) fn run(data: &DataArgs, args: ServeArgs) -> Result<()> {
         announce(bound.local_addr(), bound.http_addr(), begin.elapsed());
         state.set_ready(true);
         let draining = Arc::clone(&state);
-        bound.serve(async move {
+        let shutdown = async move {
             stop_signal().await;
             draining.set_ready(false);
             eprintln!("galerne: stopping; running answers may finish, a second signal stops at once");
@@ -89,8 +90,8 @@ pub(super) fn run(data: &DataArgs, args: ServeArgs) -> Result<()> {
                 stop_signal().await;
                 std::process::exit(130);
             });
-        })
-        .await?;
+        };
+        bound.serve(shutdown).await;
         anyhow::Ok(())
     })?;
     for model in state.models().values() {
@@ -107,9 +108,9 @@ fn parse_http(text: &str) -> Result<Option<SocketAddr>> {
 }
 
 fn load_models(folder: &Path, args: &ServeArgs, plugins: &PluginHost) -> Result<ApiState> {
-    let store = Store::open(folder)?;
+    let store = Store::new(folder);
     let names = if args.models.is_empty() {
-        store.list()?.into_iter().map(|summary| summary.name).collect()
+        store.list()?.into_iter().map(|entry| entry.name).collect()
     } else {
         args.models.clone()
     };
@@ -144,19 +145,26 @@ fn load_model(
     plugins: &PluginHost,
     device: &galerne_kernels::cpu::CpuDevice,
 ) -> Result<ServedModel> {
-    let package = store.open_package(name)?;
+    let package = store.open(name)?;
     let running = load::start(&package, plugins, device, &args.device)?;
     let manifest = package.manifest();
     Ok(ServedModel {
         name: manifest.name.clone(),
-        created_unix_s: manifest.created_unix_s,
+        created_unix_s: created_unix_s(package.dir()),
         engine: running.engine,
         tokenizer: running.tokenizer,
         chat: running.chat,
         template: manifest.chat.template.clone(),
         stop_tokens: running.stop_tokens,
-        context_tokens_max: running.context_tokens_max,
+        prompt_prefix: running.prompt_prefix,
     })
+}
+
+/// When the package was made: its manifest is the last file an import writes.
+fn created_unix_s(package: &Path) -> u64 {
+    let modified = package.join("galerne.toml").metadata().and_then(|metadata| metadata.modified());
+    let since = modified.ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_secs())
 }
 
 fn tls_files(folder: &Path, args: &ServeArgs) -> Result<TlsFiles> {

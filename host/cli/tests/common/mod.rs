@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use galerne::guests::Chooser;
 use galerne_plugin::{PluginHost, PluginOptions};
@@ -55,16 +55,18 @@ pub(crate) fn data() -> Option<&'static Path> {
         let folder = root().join("target/test-data").join(binary);
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("make the test's data folder");
-        let store = Store::open(&folder).expect("open the store");
+        let store = Store::new(&folder);
         let chooser = Chooser { host: plugins(), architecture: None, chat: None };
         let request = ImportRequest {
             source: &source,
+            models_dir: store.models_dir(),
             name: MODEL,
-            version: "0.1.0",
+            version: None,
             license: Some("Apache-2.0"),
             replace: true,
+            now: SystemTime::now(),
         };
-        import(&store, &request, &chooser, &NoProgress, &AtomicBool::new(false)).expect("import the demo model");
+        import(&request, &chooser, &NoProgress, &AtomicBool::new(false)).expect("import the demo model");
         Some(folder)
     })
     .as_deref()

@@ -5,10 +5,9 @@ use std::collections::HashMap;
 
 use galerne_core::ids::{BlockId, TokenId};
 use galerne_core::limits::EngineLimits;
-use galerne_core::sampling::{Candidate, SamplingPlan};
+use galerne_core::sampling::{Candidate, SamplingPlan, TokenLogprobs};
 use galerne_kernels::device::{
     DeviceError, LoadedProgram, MemoryUse, SampleOutcome, SampleRequest, SequenceSlice, StepBatch,
-    TokenLogprobs,
 };
 
 pub const VOCABULARY: u32 = 23;

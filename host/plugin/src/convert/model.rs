@@ -190,3 +190,270 @@ fn activation(function: wit::ActivationFunction) -> Activation {
         wit::ActivationFunction::Sigmoid => Activation::Sigmoid,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(op: wit::Op, expected: &Op) {
+        assert_eq!(convert_op(0, op).as_ref(), Ok(expected));
+    }
+
+    fn name(text: &str) -> String {
+        text.to_owned()
+    }
+
+    #[test]
+    fn embeddings() {
+        for (index, expected) in [
+            (wit::EmbeddingIndex::Tokens, EmbeddingIndex::Tokens),
+            (wit::EmbeddingIndex::Positions(2), EmbeddingIndex::Positions(2)),
+            (wit::EmbeddingIndex::Constant(3), EmbeddingIndex::Constant(3)),
+        ] {
+            let op = wit::Op::Embedding(wit::Embedding {
+                weight: name("w"),
+                index,
+            });
+            check(
+                op,
+                &Op::Embedding {
+                    weight: name("w"),
+                    index: expected,
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn linear_maps_and_norms() {
+        let op = wit::Linear {
+            x: 1,
+            weight: name("w"),
+            bias: Some(name("b")),
+        };
+        check(
+            wit::Op::Linear(op),
+            &Op::Linear {
+                x: NodeId(1),
+                weight: name("w"),
+                bias: Some(name("b")),
+            },
+        );
+        let op = wit::RmsNorm {
+            x: 2,
+            weight: name("w"),
+            eps: 0.5,
+            weight_offset: 1.0,
+        };
+        let expected = Op::RmsNorm {
+            x: NodeId(2),
+            weight: name("w"),
+            eps: 0.5,
+            weight_offset: 1.0,
+        };
+        check(wit::Op::RmsNorm(op), &expected);
+        let op = wit::LayerNorm {
+            x: 3,
+            weight: name("w"),
+            bias: None,
+            eps: 0.25,
+        };
+        check(
+            wit::Op::LayerNorm(op),
+            &Op::LayerNorm {
+                x: NodeId(3),
+                weight: name("w"),
+                bias: None,
+                eps: 0.25,
+            },
+        );
+        let op = wit::Logits {
+            x: 4,
+            weight: name("w"),
+        };
+        check(
+            wit::Op::Logits(op),
+            &Op::Logits {
+                x: NodeId(4),
+                weight: name("w"),
+            },
+        );
+    }
+
+    fn wit_rope(rotated_width: u32) -> wit::Op {
+        wit::Op::Rope(wit::Rope {
+            x: 1,
+            inv_freq: vec![1.0, 0.5],
+            rotated_width,
+            pairing: wit::RopePairing::Interleaved,
+            attention_factor: 2.0,
+        })
+    }
+
+    #[test]
+    fn a_rope_has_one_frequency_per_pair() {
+        let pairing = RopePairing::Interleaved;
+        check(
+            wit_rope(4),
+            &Op::Rope {
+                x: NodeId(1),
+                inv_freq: vec![1.0, 0.5],
+                pairing,
+                attention_factor: 2.0,
+            },
+        );
+        let error = GraphError::RotatedWidth {
+            node: 7,
+            expected: 4,
+            got: 5,
+        };
+        assert_eq!(convert_op(7, wit_rope(5)), Err(error));
+    }
+
+    #[test]
+    fn attention_keeps_every_field() {
+        let op = wit::Attention {
+            q: 1,
+            k: 2,
+            v: 3,
+            layer: 4,
+            heads: 5,
+            kv_heads: 6,
+            head_width: 7,
+            scale: 8.0,
+            causal: true,
+            sliding_window: Some(9),
+            soft_cap: Some(10.0),
+        };
+        let spec = AttentionSpec {
+            layer: LayerId(4),
+            heads: 5,
+            kv_heads: 6,
+            head_width: 7,
+            scale: 8.0,
+            causal: true,
+            sliding_window: Some(9),
+            soft_cap: Some(10.0),
+        };
+        check(
+            wit::Op::Attention(op),
+            &Op::Attention {
+                q: NodeId(1),
+                k: NodeId(2),
+                v: NodeId(3),
+                spec,
+            },
+        );
+    }
+
+    #[test]
+    fn a_mixture_keeps_every_field() {
+        let names = |n: u32| (format!("g{n}"), format!("u{n}"), format!("d{n}"));
+        let foreign = |n| {
+            let (gate, up, down) = names(n);
+            wit::FeedForward { gate, up, down }
+        };
+        let own = |n| {
+            let (gate, up, down) = names(n);
+            FeedForward { gate, up, down }
+        };
+        for (normalisation, expected) in [
+            (
+                wit::RouterNormalisation::SoftmaxAll,
+                RouterNormalisation::SoftmaxAll,
+            ),
+            (
+                wit::RouterNormalisation::SoftmaxChosen,
+                RouterNormalisation::SoftmaxChosen,
+            ),
+            (
+                wit::RouterNormalisation::SigmoidChosen,
+                RouterNormalisation::SigmoidChosen,
+            ),
+        ] {
+            let op = wit::MixtureOfExperts {
+                x: 1,
+                router: name("r"),
+                experts: vec![foreign(0), foreign(1)],
+                top_k: 2,
+                normalisation,
+                function: wit::ActivationFunction::Gelu,
+                shared: Some(foreign(2)),
+                shared_gate: Some(name("s")),
+            };
+            let expected = Op::MixtureOfExperts {
+                x: NodeId(1),
+                router: name("r"),
+                experts: vec![own(0), own(1)],
+                top_k: 2,
+                normalisation: expected,
+                function: Activation::Gelu,
+                shared: Some(own(2)),
+                shared_gate: Some(name("s")),
+            };
+            check(wit::Op::MixtureOfExperts(op), &expected);
+        }
+    }
+
+    #[test]
+    fn activations() {
+        for (function, expected) in [
+            (wit::ActivationFunction::Silu, Activation::Silu),
+            (wit::ActivationFunction::Gelu, Activation::Gelu),
+            (wit::ActivationFunction::GeluTanh, Activation::GeluTanh),
+            (wit::ActivationFunction::Relu, Activation::Relu),
+            (wit::ActivationFunction::Tanh, Activation::Tanh),
+            (wit::ActivationFunction::Sigmoid, Activation::Sigmoid),
+        ] {
+            let op = wit::Op::Activation(wit::Activation { x: 1, function });
+            check(
+                op,
+                &Op::Activate {
+                    x: NodeId(1),
+                    function: expected,
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn ops_on_values_alone() {
+        let x = NodeId(1);
+        let pair = || wit::Pair { a: 1, b: 2 };
+        check(wit::Op::Add(pair()), &Op::Add { a: x, b: NodeId(2) });
+        check(wit::Op::Mul(pair()), &Op::Mul { a: x, b: NodeId(2) });
+        check(
+            wit::Op::Scale(wit::Scale { x: 1, factor: 2.0 }),
+            &Op::Scale { x, factor: 2.0 },
+        );
+        check(
+            wit::Op::SoftCap(wit::SoftCap { x: 1, cap: 3.0 }),
+            &Op::SoftCap { x, cap: 3.0 },
+        );
+        let slice = wit::Slice {
+            x: 1,
+            start: 4,
+            length: 5,
+        };
+        check(
+            wit::Op::Slice(slice),
+            &Op::Slice {
+                x,
+                start: 4,
+                length: 5,
+            },
+        );
+        check(
+            wit::Op::Concat(vec![1, 2]),
+            &Op::Concat {
+                parts: vec![x, NodeId(2)],
+            },
+        );
+        let reshape = wit::ReshapeHeads { x: 1, heads: 6 };
+        check(wit::Op::ReshapeHeads(reshape), &Op::ReshapeHeads { x, heads: 6 });
+        check(wit::Op::MeanPool(1), &Op::MeanPool { x });
+        check(wit::Op::ClsPool(1), &Op::ClsPool { x });
+        check(wit::Op::L2Normalise(1), &Op::L2Normalise { x });
+        check(wit::Op::OutputRows(1), &Op::OutputRows { x });
+    }
+}

@@ -1,6 +1,8 @@
 //! Guests written in WebAssembly text, so that these tests need no wasm toolchain. Knows no test.
 #![allow(dead_code, reason = "each test binary uses some of these")]
 
+pub(crate) mod expect;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,11 +16,11 @@ use wit_parser::Resolve;
 
 /// A host with short deadlines and few instances.
 pub(crate) fn host() -> PluginHost {
-    host_with(PluginOptions::default())
+    host_with(&PluginOptions::default())
 }
 
 /// A host with short deadlines and few instances, and otherwise these options.
-pub(crate) fn host_with(options: PluginOptions) -> PluginHost {
+pub(crate) fn host_with(options: &PluginOptions) -> PluginHost {
     let limits = GuestLimits {
         step_deadline: Duration::from_millis(200),
         request_deadline: Duration::from_millis(300),
@@ -29,7 +31,7 @@ pub(crate) fn host_with(options: PluginOptions) -> PluginHost {
     PluginHost::new(PluginOptions {
         limits,
         instances_max,
-        ..options
+        ..options.clone()
     })
     .expect("a plugin host")
 }
@@ -51,6 +53,22 @@ pub(crate) fn component(package: &str, world: &str, module: &str) -> Vec<u8> {
         .module(&module)
         .expect("a core module of this world");
     encoder.encode().expect("a component")
+}
+
+/// The component of a guest of `plugins/`, if `cargo xtask guests` has built it; else says that its test is skipped.
+pub(crate) fn built(name: &str) -> Option<Vec<u8>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../target/guests")
+        .join(name)
+        .with_extension("wasm");
+    let component = std::fs::read(&file).ok();
+    if component.is_none() {
+        eprintln!(
+            "SKIPPED: no guest at {}; `cargo xtask guests` builds it",
+            file.display()
+        );
+    }
+    component
 }
 
 /// What every guest has: one page of memory and an allocator that starts anew when `$next` is reset.
