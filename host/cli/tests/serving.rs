@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::{HeaderMap, Method};
 use common::{Host, MODEL, data, golden};
 use galerne_server::client::Client;
 use galerne_server::client::connect::ClientOptions;
@@ -266,7 +268,7 @@ fn sigterm_lets_running_answers_finish() {
         }
         assert!(events >= 30, "the running answer is complete: {events} events");
         drop(stream);
-        let refused = client.get("/v1/models").await;
+        let refused = client.request(Method::GET, "/v1/models", HeaderMap::new(), Bytes::new()).await;
         assert!(refused.is_err() || refused.is_ok_and(|response| response.status == 503));
     });
     let status = host.wait(Duration::from_secs(10)).expect("the host stops after draining");

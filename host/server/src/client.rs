@@ -106,14 +106,6 @@ impl Client {
         })
     }
 
-    /// Gets a path.
-    ///
-    /// # Errors
-    /// As [`Client::request`].
-    pub async fn get(&self, path: &str) -> Result<Response, ClientError> {
-        self.request(Method::GET, path, HeaderMap::new(), Bytes::new()).await
-    }
-
     /// Posts JSON and reads the answer as an event stream.
     ///
     /// # Errors

@@ -71,8 +71,11 @@ pub struct TransportLimits {
     pub requests_max: u32,
     /// Unidirectional streams a peer may open on one connection.
     pub uni_streams_max: u32,
-    /// Silence after which a QUIC connection is dropped.
+    /// Silence after which a QUIC peer is taken for gone. The server pings three times as often, so that a request may
+    /// wait in the queue for longer.
     pub idle_timeout: Duration,
+    /// Time for which a QUIC connection may stay open without a request.
+    pub unused_timeout: Duration,
     /// Time for a TLS or QUIC handshake.
     pub handshake_timeout: Duration,
     /// Time for a request's header to arrive in full.
@@ -98,6 +101,7 @@ impl Default for TransportLimits {
             requests_max: 64,
             uni_streams_max: 8,
             idle_timeout: Duration::from_secs(30),
+            unused_timeout: Duration::from_secs(300),
             handshake_timeout: Duration::from_secs(5),
             header_timeout: Duration::from_secs(5),
             header_bytes: 32 << 10,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::ParsedCertificate;
@@ -38,7 +39,7 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-/// A self-signed certificate that `galerne serve` makes for itself.
+/// A certificate that `galerne serve` makes for itself; clients trust it by trusting its `cert.pem`.
 #[derive(Debug, Clone)]
 pub struct DevCertificate {
     /// Where it lies: `DIR/cert.pem` and `DIR/key.pem` (mode 0600).
@@ -111,17 +112,7 @@ impl DevCertificate {
                 .map_err(|_| TlsError::Name { name: name.clone() })?;
         }
         let not_after = now + VALIDITY;
-        let mut params = CertificateParams::new(names.clone())?;
-        params.not_before = (now - CLOCK_SKEW).into();
-        params.not_after = not_after.into();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Galerne development certificate");
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let (cert_pem, key_pem) = (params.self_signed(&key)?.pem(), key.serialize_pem());
+        let (cert_pem, key_pem) = generate(&names, now - CLOCK_SKEW, not_after)?;
 
         fs::create_dir_all(dir).map_err(file_error("create", dir))?;
         let files = TlsFiles {
@@ -149,6 +140,54 @@ impl DevCertificate {
     }
 }
 
+/// Chain and key in PEM.
+///
+/// The certificate is signed by an authority of its own that comes along in the chain: OpenSSL and others trust only
+/// certificates marked as an authority, and no client takes such a one for a server's. The authority's key is dropped
+/// here, so nobody can ever sign a second certificate with it.
+fn generate(
+    names: &[String],
+    not_before: SystemTime,
+    not_after: SystemTime,
+) -> Result<(String, String), TlsError> {
+    let authority_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut authority = CertificateParams::new(Vec::new())?;
+    authority.not_before = not_before.into();
+    authority.not_after = not_after.into();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    // Unlike names keep a verifier from trying one authority's key on another's certificate.
+    let mark = hex(&Sha256::digest(authority_key.public_key_raw())[..4]);
+    authority.distinguished_name = common_name(&format!("Galerne development authority {mark}"));
+
+    let mut leaf = CertificateParams::new(names.to_vec())?;
+    leaf.not_before = not_before.into();
+    leaf.not_after = not_after.into();
+    leaf.is_ca = IsCa::ExplicitNoCa;
+    leaf.distinguished_name = common_name("Galerne development server");
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    leaf.use_authority_key_identifier_extension = true;
+    let leaf_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+
+    let authority = CertifiedIssuer::self_signed(authority, authority_key)?;
+    let leaf = leaf.signed_by(&leaf_key, &authority)?;
+    Ok((leaf.pem() + &authority.pem(), leaf_key.serialize_pem()))
+}
+
+fn common_name(text: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, text);
+    name
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
 fn covered(names: &[String]) -> Vec<String> {
     let mut all: Vec<String> = LOCAL_NAMES.iter().map(|&name| name.to_owned()).collect();
     for name in names {
@@ -161,11 +200,7 @@ fn covered(names: &[String]) -> Vec<String> {
 }
 
 fn digest(cert: &[u8], key: &[u8]) -> String {
-    let sum = Sha256::new().chain_update(cert).chain_update(key).finalize();
-    sum.iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(&Sha256::new().chain_update(cert).chain_update(key).finalize())
 }
 
 fn file_error<'a>(operation: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> TlsError + 'a {

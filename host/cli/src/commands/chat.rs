@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use clap::Args;
 use galerne_server::client::Client;
 use galerne_server::client::connect::ClientOptions;
+use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
 use crate::config::DataArgs;
@@ -72,7 +74,7 @@ pub(super) fn run(data: &DataArgs, args: ChatArgs) -> Result<()> {
 }
 
 async fn only_model(client: &Client) -> Result<String> {
-    let body = client.get("/v1/models").await?.bytes(1 << 20).await?;
+    let body = client.request(Method::GET, "/v1/models", HeaderMap::new(), Bytes::new()).await?.bytes(1 << 20).await?;
     let list: Value = serde_json::from_slice(&body).context("read the list of models")?;
     let names: Vec<&str> =
         list["data"].as_array().into_iter().flatten().filter_map(|model| model["id"].as_str()).collect();

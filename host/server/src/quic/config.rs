@@ -41,8 +41,10 @@ pub(crate) fn server(
 ) -> Result<quinn::ServerConfig, TlsError> {
     let crypto = QuicServerConfig::try_from(tls)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut transport = transport(limits, congestion);
+    transport.keep_alive_interval(Some(limits.idle_timeout / 3));
     config
-        .transport_config(Arc::new(transport(limits, congestion)))
+        .transport_config(Arc::new(transport))
         .max_incoming(limits.incoming_max)
         .incoming_buffer_size(limits.incoming_buffer_bytes)
         .incoming_buffer_size_total(limits.incoming_buffer_bytes * 512);

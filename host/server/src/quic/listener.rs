@@ -9,7 +9,7 @@ use axum::Router;
 use bytes::Bytes;
 use h3::error::Code;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use super::adapter::{Connection, Shared, var_int};
@@ -159,21 +159,20 @@ impl Served {
     /// Runs to the connection's end and says with which code to close it.
     async fn run(&mut self, mut drain: Drain, remote: SocketAddr) -> Code {
         let mut draining = false;
+        let mut unused_since = Instant::now();
         loop {
             if draining && self.requests.is_empty() {
                 return Code::H3_NO_ERROR;
             }
+            let unused_until = unused_since + self.context.limits.unused_timeout;
             tokio::select! {
                 biased;
                 () = drain.begun(), if !draining => {
                     draining = true;
-                    // `shutdown(0)` would disown the newest request that is still being served.
-                    self.shared.refuse_requests();
-                    if let Err(error) = self.h3.shutdown(1).await {
-                        debug!(%remote, %error, "GOAWAY not sent");
-                    }
+                    self.go_away(remote).await;
                 }
                 Some(ended) = self.requests.join_next(), if !self.requests.is_empty() => {
+                    unused_since = Instant::now();
                     if !self.may_go_on(ended) {
                         debug!(%remote, "connection closed: too many requests cancelled before their response");
                         return Code::H3_EXCESSIVE_LOAD;
@@ -189,8 +188,21 @@ impl Served {
                         while self.requests.join_next().await.is_some() {}
                         return Code::H3_NO_ERROR;
                     }
+                },
+                () = sleep_until(unused_until), if self.requests.is_empty() => {
+                    debug!(%remote, "connection closed: unused");
+                    self.go_away(remote).await;
+                    return Code::H3_NO_ERROR;
                 }
             }
+        }
+    }
+
+    async fn go_away(&mut self, remote: SocketAddr) {
+        self.shared.refuse_requests();
+        // `shutdown(0)` would disown the newest request that is still being served.
+        if let Err(error) = self.h3.shutdown(1).await {
+            debug!(%remote, %error, "GOAWAY not sent");
         }
     }
 

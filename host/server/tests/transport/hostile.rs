@@ -6,11 +6,13 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::support::{TestServer, Wire};
+use crate::support::{SIP_PAUSE, TestServer, Wire};
 
 const EXCESSIVE_LOAD: u32 = 0x107;
+const NO_ERROR: u32 = 0x100;
+const REQUEST_REJECTED: u32 = 0x10b;
 
 /// A QUIC connection with an empty SETTINGS frame sent and nothing else.
 async fn raw(server: &TestServer) -> (quinn::Endpoint, quinn::Connection) {
@@ -111,21 +113,25 @@ async fn slow_header_is_cut_off() {
         .expect("closed");
 }
 
-/// Frames of one byte must not grow the server's buffer past QUIC's flow control.
+/// Frames of one byte must not grow the server's buffer past QUIC's flow control, whether the handler reads or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tiny_frames_feel_back_pressure() {
     let server = TestServer::start().await;
-    let (_endpoint, conn) = raw(&server).await;
-    let (mut send, _recv) = conn.open_bi().await.expect("stream");
-    send.write_all(&post_headers("/ignore")).await.expect("headers");
-    let frames = [0x00, 0x01, b'x'].repeat(1024);
-    let mut sent = 0;
-    while let Ok(written) = timeout(Duration::from_millis(300), send.write(&frames)).await {
-        sent += written.expect("write");
-        assert!(
-            sent < 1 << 20,
-            "the server took {sent} bytes that its handler never read"
-        );
+    for path in ["/ignore", "/sip"] {
+        let (_endpoint, conn) = raw(&server).await;
+        let (mut send, _recv) = conn.open_bi().await.expect("stream");
+        send.write_all(&post_headers(path)).await.expect("headers");
+        let frames = [0x00, 0x01, b'x'].repeat(1024);
+        let mut sent = 0;
+        // Some 50 sips of about 1.5 kB each, beside a window of 256 KiB.
+        let end = Instant::now() + SIP_PAUSE * 50;
+        while let Ok(written) = timeout_at(end, send.write(&frames)).await {
+            sent += written.expect("write");
+            assert!(
+                sent < 1 << 20,
+                "{path}: the server took {sent} bytes that its handler never read"
+            );
+        }
     }
 }
 
@@ -210,4 +216,48 @@ async fn crowded_server_asks_for_proof_of_address() {
         .await
         .expect("after a Retry");
     assert_eq!(response.status, StatusCode::OK);
+}
+
+/// A client that has not read GOAWAY yet must learn that its request was not looked at, so that it may repeat it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_after_goaway_are_rejected_as_repeatable() {
+    let mut server = TestServer::start_with(|o| o.limits.drain_timeout = Duration::from_secs(1)).await;
+    let (_endpoint, conn) = raw(&server).await;
+    let (mut send, _recv) = conn.open_bi().await.expect("stream");
+    send.write_all(&post_headers("/ignore")).await.expect("headers");
+    server.alive.reaches(1, Duration::from_secs(5)).await;
+    server.begin_stop();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (mut late, mut answer) = conn.open_bi().await.expect("stream");
+    late.write_all(&post_headers("/count")).await.expect("headers");
+    late.finish().expect("finish");
+    let error = answer.read_to_end(64).await.expect_err("rejected");
+    let rejected = quinn::ReadToEndError::Read(quinn::ReadError::Reset(REQUEST_REJECTED.into()));
+    assert_eq!(error, rejected);
+    server.ended().await;
+}
+
+/// A client that sends no pings of its own may still wait in the queue for longer than the idle time-out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_request_outlives_the_idle_time_out() {
+    let idle = Duration::from_millis(400);
+    let server = TestServer::start_with(|options| options.limits.idle_timeout = idle).await;
+    let (_endpoint, conn) = raw(&server).await;
+    let (mut send, _recv) = conn.open_bi().await.expect("stream");
+    send.write_all(&post_headers("/ignore")).await.expect("headers");
+    server.alive.reaches(1, Duration::from_secs(5)).await;
+    tokio::time::sleep(idle * 4).await;
+    assert!(conn.close_reason().is_none(), "{:?}", conn.close_reason());
+    server.alive.reaches(1, Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unused_connection_is_closed_without_error() {
+    let unused = Duration::from_millis(200);
+    let server = TestServer::start_with(|options| options.limits.unused_timeout = unused).await;
+    let (_endpoint, conn) = raw(&server).await;
+    match timeout(unused * 10, conn.closed()).await.expect("closed") {
+        quinn::ConnectionError::ApplicationClosed(close) => assert_eq!(close.error_code, NO_ERROR.into()),
+        other => panic!("{other}"),
+    }
 }

@@ -34,6 +34,9 @@ pub(crate) const COUNT_BYTES_MAX: usize = 1 << 20;
 pub(crate) const SLOW_PIECES: usize = 6;
 pub(crate) const SLOW_PAUSE: Duration = Duration::from_millis(80);
 
+/// Pause of `/sip` after each piece of its body.
+pub(crate) const SIP_PAUSE: Duration = Duration::from_millis(10);
+
 /// Handlers and bodies that have begun and not been dropped.
 #[derive(Clone, Default)]
 pub(crate) struct Alive(Arc<AtomicUsize>);
@@ -144,6 +147,15 @@ pub(crate) fn router(alive: Alive) -> Router {
                 let guard = alive.guard();
                 std::future::pending::<()>().await;
                 drop((guard, request));
+            }),
+        )
+        .route(
+            "/sip",
+            post(async |request: Request| {
+                let mut body = request.into_body();
+                while body.frame().await.is_some() {
+                    tokio::time::sleep(SIP_PAUSE).await;
+                }
             }),
         )
         .route(
@@ -266,9 +278,9 @@ impl TestServer {
     /// TLS client settings that trust this server.
     pub(crate) fn rustls(&self) -> rustls::ClientConfig {
         let mut roots = rustls::RootCertStore::empty();
-        roots
-            .add(read_certificates(&self.ca).expect("ca").remove(0))
-            .expect("root");
+        for certificate in read_certificates(&self.ca).expect("ca") {
+            roots.add(certificate).expect("root");
+        }
         rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("versions")
