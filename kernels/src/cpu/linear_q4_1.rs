@@ -5,10 +5,10 @@
 )]
 
 use super::linear::{FloatRows, PanelDot, broadcast};
-use super::quantize_rows::QuantRows;
+use super::quantize_rows::{FINE, QuantRows};
 use super::simd::Simd;
 
-/// Against 8-bit activations.
+/// Against activations in coarse and fine codes.
 pub(crate) struct Q4_1Int8;
 /// Against f32 activations.
 pub(crate) struct Q4_1Exact;
@@ -51,14 +51,18 @@ impl PanelDot for Q4_1Int8 {
             S::high_nibbles(lines[3]),
         ];
         for (r, sum) in sums.iter_mut().enumerate() {
-            let codes = x.codes.add((row + r) * x.width + 32 * block);
+            let first = (row + r) * x.width + 32 * block;
+            let (codes, fines) = (x.codes.add(first), x.fine.add(first));
             let at = (row + r) * x.blocks() + block;
-            let mut dot = S::nibble_zero();
+            let (mut dot, mut fine) = (S::nibble_zero(), S::nibble_zero());
             for c in 0..4 {
                 dot = S::nibble_dot(dot, low[c], codes.add(4 * c));
+                fine = S::nibble_dot(fine, low[c], fines.add(4 * c));
                 dot = S::nibble_dot(dot, high[c], codes.add(16 + 4 * c));
+                fine = S::nibble_dot(fine, high[c], fines.add(16 + 4 * c));
             }
             let dot = S::to_f(S::nibble_sum(dot));
+            let dot = S::fma(S::to_f(S::nibble_sum(fine)), S::splat(1.0 / FINE), dot);
             *sum = S::fma(dot, S::mul(d, S::splat(*x.scales.add(at))), *sum);
             *sum = S::fma(m, S::splat(*x.sums.add(at)), *sum);
         }

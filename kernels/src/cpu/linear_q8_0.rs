@@ -5,10 +5,10 @@
 )]
 
 use super::linear::{FloatRows, PanelDot, broadcast};
-use super::quantize_rows::QuantRows;
+use super::quantize_rows::{FINE, QuantRows};
 use super::simd::Simd;
 
-/// Against 8-bit activations.
+/// Against activations in coarse and fine codes.
 pub(crate) struct Q8_0Int8;
 /// Against f32 activations.
 pub(crate) struct Q8_0Exact;
@@ -42,13 +42,17 @@ impl PanelDot for Q8_0Int8 {
             S::load_bytes(line.add(448)),
         ];
         for (r, sum) in sums.iter_mut().enumerate() {
-            let codes = x.codes.add((row + r) * x.width + 32 * block);
+            let first = (row + r) * x.width + 32 * block;
+            let (codes, fines) = (x.codes.add(first), x.fine.add(first));
             let at = (row + r) * x.blocks() + block;
             let mut dot = S::byte_start(*x.code_sums.add(at));
+            let mut fine = S::byte_start(*x.fine_sums.add(at));
             for (c, line) in lines.iter().enumerate() {
                 dot = S::byte_dot(dot, *line, codes.add(4 * c));
+                fine = S::byte_dot(fine, *line, fines.add(4 * c));
             }
-            *sum = S::fma(S::to_f(dot), S::mul(d, S::splat(*x.scales.add(at))), *sum);
+            let dot = S::fma(S::to_f(fine), S::splat(1.0 / FINE), S::to_f(dot));
+            *sum = S::fma(dot, S::mul(d, S::splat(*x.scales.add(at))), *sum);
         }
     }
 }
