@@ -7,7 +7,8 @@ use std::path::PathBuf;
 const GUESTS: [&str; 3] = ["llama", "chatml", "mirostat"];
 
 fn main() {
-    let manifest = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let manifest =
+        PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let folder = manifest.join("../../target/guests");
     println!("cargo::rerun-if-changed=build.rs");
     let mut table = String::from("&[\n");
@@ -16,7 +17,8 @@ fn main() {
         println!("cargo::rerun-if-changed={}", file.display());
         // A build without guests is allowed: commands that need them say how to get them.
         if let Ok(file) = file.canonicalize() {
-            writeln!(table, "    (\"{name}\", include_bytes!({file:?}).as_slice()),").expect("writing to a string");
+            writeln!(table, "    (\"{name}\", include_bytes!({file:?}).as_slice()),")
+                .expect("writing to a string");
         }
     }
     table.push(']');

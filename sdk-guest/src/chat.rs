@@ -1,7 +1,15 @@
 //! The world `galerne:chat/chat`: from messages to a prompt, and from an answer to its parts.
 
 /// Generated from `wit/chat`.
-#[allow(unsafe_code, missing_docs, unreachable_pub, clippy::all, clippy::undocumented_unsafe_blocks, clippy::allow_attributes_without_reason, reason = "generated")]
+#[allow(
+    unsafe_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod bindings {
     wit_bindgen::generate!({
         world: "chat",
@@ -69,7 +77,9 @@ macro_rules! export_chat {
 
             impl wit::GuestParser for ExportParser {
                 fn new(options: wit::Options) -> Self {
-                    Self(std::cell::RefCell::new(<$format as $crate::chat::Format>::parser(&options)))
+                    Self(std::cell::RefCell::new(
+                        <$format as $crate::chat::Format>::parser(&options),
+                    ))
                 }
 
                 fn push(&self, text: String) -> Vec<wit::Delta> {
@@ -79,7 +89,7 @@ macro_rules! export_chat {
                 fn finish(&self) -> Vec<wit::Delta> {
                     $crate::chat::Parse::finish(&mut *self.0.borrow_mut())
                 }
-            }
+    }
 
             $crate::chat::bindings::export!(Export with_types_in $crate::chat::bindings);
         };

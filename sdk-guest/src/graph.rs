@@ -68,7 +68,10 @@ impl GraphBuilder {
     /// An empty graph of a model whose sequences have at most so many tokens.
     #[must_use]
     pub fn new(context_tokens_max: u32) -> Self {
-        Self { nodes: RefCell::new(Vec::new()), context_tokens_max }
+        Self {
+            nodes: RefCell::new(Vec::new()),
+            context_tokens_max,
+        }
     }
 
     fn node(&self, op: wit::Op) -> Tensor<'_> {
@@ -86,11 +89,20 @@ impl GraphBuilder {
 
     /// Rows of a table by something else than the token id.
     pub fn embedding_by(&self, weight: &str, index: EmbeddingIndex) -> Tensor<'_> {
-        self.node(wit::Op::Embedding(wit::Embedding { weight: weight.to_owned(), index }))
+        self.node(wit::Op::Embedding(wit::Embedding {
+            weight: weight.to_owned(),
+            index,
+        }))
     }
 
     /// Attention of `q` over the layer's keys and values.
-    pub fn attention<'a>(&'a self, q: Tensor<'a>, k: Tensor<'a>, v: Tensor<'a>, spec: Attention) -> Tensor<'a> {
+    pub fn attention<'a>(
+        &'a self,
+        q: Tensor<'a>,
+        k: Tensor<'a>,
+        v: Tensor<'a>,
+        spec: Attention,
+    ) -> Tensor<'a> {
         self.node(wit::Op::Attention(wit::Attention {
             q: q.id,
             k: k.id,
@@ -152,7 +164,12 @@ impl<'a> Tensor<'a> {
     /// Root-mean-square norm with an offset on its weights (Gemma's is 1).
     #[must_use]
     pub fn rms_norm_with_offset(self, weight: &str, eps: f32, weight_offset: f32) -> Self {
-        self.then(wit::Op::RmsNorm(wit::RmsNorm { x: self.id, weight: weight.to_owned(), eps, weight_offset }))
+        self.then(wit::Op::RmsNorm(wit::RmsNorm {
+            x: self.id,
+            weight: weight.to_owned(),
+            eps,
+            weight_offset,
+        }))
     }
 
     /// Layer norm over the width.
@@ -217,13 +234,20 @@ impl<'a> Tensor<'a> {
     /// Elements `start .. start + length` of each head.
     #[must_use]
     pub fn slice(self, start: u32, length: u32) -> Self {
-        self.then(wit::Op::Slice(wit::Slice { x: self.id, start, length }))
+        self.then(wit::Op::Slice(wit::Slice {
+            x: self.id,
+            start,
+            length,
+        }))
     }
 
     /// A mixture of experts; the `x` of the description is overwritten with this value.
     #[must_use]
     pub fn mixture_of_experts(self, mixture: MixtureOfExperts) -> Self {
-        self.then(wit::Op::MixtureOfExperts(MixtureOfExperts { x: self.id, ..mixture }))
+        self.then(wit::Op::MixtureOfExperts(MixtureOfExperts {
+            x: self.id,
+            ..mixture
+        }))
     }
 
     /// Mean of each sequence's rows.
@@ -253,7 +277,10 @@ impl<'a> Tensor<'a> {
     /// The distribution over the vocabulary, weight `[vocabulary, width]`.
     #[must_use]
     pub fn logits(self, weight: &str) -> Self {
-        self.then(wit::Op::Logits(wit::Logits { x: self.id, weight: weight.to_owned() }))
+        self.then(wit::Op::Logits(wit::Logits {
+            x: self.id,
+            weight: weight.to_owned(),
+        }))
     }
 }
 
@@ -261,7 +288,10 @@ impl Add for Tensor<'_> {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        self.then(wit::Op::Add(wit::Pair { a: self.id, b: other.id }))
+        self.then(wit::Op::Add(wit::Pair {
+            a: self.id,
+            b: other.id,
+        }))
     }
 }
 
@@ -269,6 +299,9 @@ impl Mul for Tensor<'_> {
     type Output = Self;
 
     fn mul(self, other: Self) -> Self {
-        self.then(wit::Op::Mul(wit::Pair { a: self.id, b: other.id }))
+        self.then(wit::Op::Mul(wit::Pair {
+            a: self.id,
+            b: other.id,
+        }))
     }
 }

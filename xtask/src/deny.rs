@@ -13,8 +13,14 @@ pub(crate) fn run() -> Result<()> {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
-    ensure!(installed, "cargo-deny is not installed; run `cargo install cargo-deny --locked`");
-    let status = Command::new(cargo()).args(["deny", "check"]).current_dir(workspace_root()).status()?;
+    ensure!(
+        installed,
+        "cargo-deny is not installed; run `cargo install cargo-deny --locked`"
+    );
+    let status = Command::new(cargo())
+        .args(["deny", "check"])
+        .current_dir(workspace_root())
+        .status()?;
     ensure!(status.success(), "cargo deny check failed");
     Ok(())
 }

@@ -16,7 +16,9 @@ const GUESTS: [&str; 4] = ["llama", "chatml", "mirostat", "hostile"];
 
 /// The component of a guest.
 pub(crate) fn path(guest: &str) -> PathBuf {
-    workspace_root().join("target/guests").join(format!("{guest}.wasm"))
+    workspace_root()
+        .join("target/guests")
+        .join(format!("{guest}.wasm"))
 }
 
 /// Builds every guest whose sources, SDK, contract, dependencies or toolchain changed since its last build.
@@ -37,7 +39,8 @@ pub(crate) fn build_all() -> Result<()> {
     for (guest, digest) in stale {
         let begin = Instant::now();
         let module = build_module(&toolchain, guest)?;
-        let component = componentize(&module).with_context(|| format!("make a component of guest {guest}"))?;
+        let component =
+            componentize(&module).with_context(|| format!("make a component of guest {guest}"))?;
         write_atomically(&path(guest), &component)?;
         write_atomically(&stamp(guest), digest.as_bytes())?;
         eprintln!(
@@ -62,7 +65,11 @@ fn is_fresh(guest: &str, digest: &str) -> bool {
 fn digest(guest: &str) -> Result<String> {
     let root = workspace_root();
     let mut files = BTreeMap::new();
-    for folder in [root.join("plugins").join(guest), root.join("sdk-guest"), root.join("wit")] {
+    for folder in [
+        root.join("plugins").join(guest),
+        root.join("sdk-guest"),
+        root.join("wit"),
+    ] {
         collect(&folder, &mut files)?;
     }
     for file in ["Cargo.lock", "Cargo.toml"] {
@@ -96,19 +103,33 @@ fn build_module(toolchain: &Toolchain, guest: &str) -> Result<Vec<u8>> {
     let folder = workspace_root().join("target/guest-build");
     let mut command = Command::new(cargo());
     command
-        .args(["rustc", "--quiet", "--package", &package, "--lib", "--crate-type", "cdylib"])
+        .args([
+            "rustc",
+            "--quiet",
+            "--package",
+            &package,
+            "--lib",
+            "--crate-type",
+            "cdylib",
+        ])
         .args(["--profile", "guest", "--target", TARGET, "--target-dir"])
         .arg(&folder)
         .current_dir(workspace_root());
     toolchain.apply(&mut command);
     let status = command.status()?;
     ensure!(status.success(), "guest {guest} does not build: {command:?}");
-    let module = folder.join(TARGET).join("guest").join(format!("{}.wasm", package.replace('-', "_")));
+    let module = folder
+        .join(TARGET)
+        .join("guest")
+        .join(format!("{}.wasm", package.replace('-', "_")));
     std::fs::read(&module).with_context(|| format!("read {}", module.display()))
 }
 
 fn componentize(module: &[u8]) -> Result<Vec<u8>> {
-    wit_component::ComponentEncoder::default().module(module)?.validate(true).encode()
+    wit_component::ComponentEncoder::default()
+        .module(module)?
+        .validate(true)
+        .encode()
 }
 
 fn write_atomically(file: &Path, bytes: &[u8]) -> Result<()> {

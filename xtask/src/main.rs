@@ -54,7 +54,9 @@ fn run(command: &Command) -> Result<()> {
 
 /// The workspace's root folder.
 fn workspace_root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or_else(|| Path::new("."))
 }
 
 /// The cargo that runs this tool.

@@ -28,11 +28,21 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     if !args.no_lint {
         step(
             "lints",
-            cargo_with(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]),
+            cargo_with(&[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ]),
         )?;
     }
     let mut tests = cargo_with(&["test", "--workspace"]);
-    tests.env("GALERNE_TEST_GGUF", model).env("GALERNE_TEST_PYTHON", python);
+    tests
+        .env("GALERNE_TEST_GGUF", model)
+        .env("GALERNE_TEST_PYTHON", python);
     step("tests", tests)?;
     if !args.no_lint {
         let mut docs = cargo_with(&["doc", "--workspace", "--no-deps", "--quiet"]);
@@ -67,8 +77,14 @@ fn python_clients() -> Result<PathBuf> {
         return Ok(python);
     }
     let base = demo::python()?;
-    let status = Command::new(&base).args(["-m", "venv", "--clear"]).arg(&folder).status()?;
-    ensure!(status.success(), "{base} -m venv failed; on Debian: sudo apt-get install python3-venv");
+    let status = Command::new(&base)
+        .args(["-m", "venv", "--clear"])
+        .arg(&folder)
+        .status()?;
+    ensure!(
+        status.success(),
+        "{base} -m venv failed; on Debian: sudo apt-get install python3-venv"
+    );
     let status = Command::new(&python)
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
         .args(PYTHON_CLIENTS)

@@ -59,14 +59,23 @@ impl Toolchain {
         match self {
             Self::Installed => format!("the installed {TARGET} target"),
             Self::Debian { linker } => {
-                format!("Debian's rustc-web, std from source, {} (the first time takes minutes)", linker.display())
+                format!(
+                    "Debian's rustc-web, std from source, {} (the first time takes minutes)",
+                    linker.display()
+                )
             }
         }
     }
 
     /// Sets up a `cargo rustc` command.
     pub(crate) fn apply(&self, command: &mut Command) {
-        for inherited in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC"] {
+        for inherited in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTC_WRAPPER",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "RUSTC",
+        ] {
             command.env_remove(inherited);
         }
         if let Self::Debian { linker } = self {
@@ -81,8 +90,15 @@ impl Toolchain {
 }
 
 fn output_of(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(args).stderr(Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let output = Command::new(program)
+        .args(args)
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn sysroot() -> Option<PathBuf> {
@@ -106,10 +122,16 @@ fn debian() -> Option<Toolchain> {
 
 /// A linker for wasm: LLVM's by its names, or the one that comes with rustup's toolchain.
 fn linker() -> Option<PathBuf> {
-    let folders: Vec<PathBuf> = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect())?;
+    let folders: Vec<PathBuf> =
+        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect())?;
     let by_name = ["wasm-ld", "wasm-ld-19", "wasm-ld-16", "wasm-ld-15", "wasm-ld-14"]
         .iter()
-        .find_map(|name| folders.iter().map(|folder| folder.join(name)).find(|file| file.exists()));
+        .find_map(|name| {
+            folders
+                .iter()
+                .map(|folder| folder.join(name))
+                .find(|file| file.exists())
+        });
     by_name.or_else(|| bundled_linker(&sysroot()?))
 }
 
@@ -152,7 +174,10 @@ fn apt_install() -> bool {
     if !Path::new("/usr/bin/apt-get").exists() {
         return false;
     }
-    eprintln!("installing Debian's {} and lld with apt-get", DEBIAN_PACKAGES.join(", "));
+    eprintln!(
+        "installing Debian's {} and lld with apt-get",
+        DEBIAN_PACKAGES.join(", ")
+    );
     let run = |args: &[&str]| -> Result<bool> {
         let mut words = prefix.to_vec();
         words.push("apt-get");

@@ -41,20 +41,25 @@ pub struct Chooser<'a> {
 
 impl GuestChooser for Chooser<'_> {
     fn architecture(&self, model_type: &str) -> Result<Vec<u8>, String> {
-        self.find_architecture(model_type).map_err(|error| format!("{error:#}"))
+        self.find_architecture(model_type)
+            .map_err(|error| crate::report(&error))
     }
 
     fn chat(&self, template: Option<&str>, special_tokens: &[String]) -> Result<Vec<u8>, String> {
-        self.find_chat(template, special_tokens).map_err(|error| format!("{error:#}"))
+        self.find_chat(template, special_tokens)
+            .map_err(|error| crate::report(&error))
     }
 
     fn check(&self, architecture: &[u8], config_json: &str, weights: &WeightIndex) -> Result<(), String> {
         let fits = || -> Result<()> {
-            let graph = self.host.load_model("architecture", architecture)?.build(config_json)?;
+            let graph = self
+                .host
+                .load_model("architecture", architecture)?
+                .build(config_json)?;
             validate(graph, weights, &GraphLimits::default())?;
             Ok(())
         };
-        fits().map_err(|error| format!("{error:#}"))
+        fits().map_err(|error| crate::report(&error))
     }
 }
 
@@ -88,7 +93,11 @@ impl Chooser<'_> {
         }
         for name in CHAT_FORMATS {
             let component = embedded(name)?;
-            if self.host.load_chat(name, component)?.recognises(template, special_tokens)? {
+            if self
+                .host
+                .load_chat(name, component)?
+                .recognises(template, special_tokens)?
+            {
                 return Ok(component.to_vec());
             }
         }
@@ -126,5 +135,8 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 }
 
 fn file_name(file: &Path) -> String {
-    file.file_stem().map_or_else(|| file.display().to_string(), |stem| stem.to_string_lossy().into_owned())
+    file.file_stem().map_or_else(
+        || file.display().to_string(),
+        |stem| stem.to_string_lossy().into_owned(),
+    )
 }

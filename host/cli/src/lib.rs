@@ -6,3 +6,17 @@ pub mod commands;
 pub mod config;
 pub mod guests;
 pub mod load;
+
+/// An error with its causes on one line, each said once: many errors already quote their cause.
+#[must_use]
+pub fn report(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}

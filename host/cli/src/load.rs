@@ -61,10 +61,18 @@ pub fn device(args: &DeviceArgs) -> Result<CpuDevice> {
             Isa::ALL
                 .into_iter()
                 .find(|isa| isa.name() == name)
-                .with_context(|| format!("--isa: expected {}, got \"{name}\"", Isa::ALL.map(Isa::name).join(", ")))?,
+                .with_context(|| {
+                    format!(
+                        "--isa: expected {}, got \"{name}\"",
+                        Isa::ALL.map(Isa::name).join(", ")
+                    )
+                })?,
         ),
     };
-    Ok(CpuDevice::new(CpuOptions { threads: args.threads, isa })?)
+    Ok(CpuDevice::new(CpuOptions {
+        threads: args.threads,
+        isa,
+    })?)
 }
 
 /// Runs the package's architecture guest and passes its graph through the gate.
@@ -91,7 +99,10 @@ pub fn load_program(
 ) -> Result<LoadedModel> {
     let graph = build_graph(package, plugins)?;
     let Some(vocabulary) = graph.vocabulary() else {
-        bail!("model \"{}\" gives no logits: encoders are not served yet", package.manifest().name);
+        bail!(
+            "model \"{}\" gives no logits: encoders are not served yet",
+            package.manifest().name
+        );
     };
     let program = lower(&graph)?;
     let precision = Precision::from(args.precision);
@@ -105,27 +116,41 @@ pub fn load_program(
     };
     let options = LoadOptions {
         precision,
-        kv: KvSpec { blocks: limits.blocks, block_tokens: limits.block_tokens },
+        kv: KvSpec {
+            blocks: limits.blocks,
+            block_tokens: limits.block_tokens,
+        },
         step_tokens_max: limits.step_tokens_max,
         sequences_max: limits.sequences_max,
     };
     let context_tokens_max = program.context_tokens_max;
     let program = device.load(&program, &package.weights()?, options)?;
-    Ok(LoadedModel { program, vocabulary, context_tokens_max, limits })
+    Ok(LoadedModel {
+        program,
+        vocabulary,
+        context_tokens_max,
+        limits,
+    })
 }
 
 /// How many blocks fit in the KV memory; no more than all sequences at full context could use.
 fn kv_blocks(program: &Program, precision: Precision, args: &DeviceArgs) -> Result<usize> {
     let element_bytes = kv_dtype(precision).block_bytes();
-    let token_elements: usize =
-        program.layers.iter().map(|layer| 2 * layer.kv_heads as usize * layer.head_width as usize).sum();
+    let token_elements: usize = program
+        .layers
+        .iter()
+        .map(|layer| 2 * layer.kv_heads as usize * layer.head_width as usize)
+        .sum();
     if token_elements == 0 {
         return Ok(1);
     }
     let block_bytes = token_elements * element_bytes * BLOCK_TOKENS;
     let fits = args.kv_bytes() / block_bytes;
     if fits == 0 {
-        bail!("--kv-memory: one block needs {} KiB, more than given; give more", block_bytes.div_ceil(1_024));
+        bail!(
+            "--kv-memory: one block needs {} KiB, more than given; give more",
+            block_bytes.div_ceil(1_024)
+        );
     }
     let useful = (program.context_tokens_max as usize).div_ceil(BLOCK_TOKENS) * args.sequences.get();
     Ok(fits.min(useful))
@@ -142,7 +167,8 @@ pub fn start(
     args: &DeviceArgs,
 ) -> Result<RunningModel> {
     let name = &package.manifest().name;
-    let model = load_program(package, plugins, device, args).with_context(|| format!("load model \"{name}\""))?;
+    let model =
+        load_program(package, plugins, device, args).with_context(|| format!("load model \"{name}\""))?;
     let tokenizer = package.tokenizer()?;
     let chat = plugins.load_chat(&format!("{name}/chat"), &package.chat()?)?;
     let memory = model.program.memory();
@@ -150,7 +176,10 @@ pub fn start(
         model.program,
         model.vocabulary,
         model.context_tokens_max,
-        EngineOptions { limits: model.limits, ..EngineOptions::default() },
+        EngineOptions {
+            limits: model.limits,
+            ..EngineOptions::default()
+        },
     );
     Ok(RunningModel {
         engine,

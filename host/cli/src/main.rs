@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("galerne: {error:#}");
+            eprintln!("galerne: {}", galerne::report(&error));
             ExitCode::FAILURE
         }
     }

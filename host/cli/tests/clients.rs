@@ -15,7 +15,10 @@ fn python() -> Option<PathBuf> {
     if python.exists() {
         return Some(python);
     }
-    eprintln!("SKIPPED: no Python clients at {}; `cargo xtask test` installs them", python.display());
+    eprintln!(
+        "SKIPPED: no Python clients at {}; `cargo xtask test` installs them",
+        python.display()
+    );
     None
 }
 
@@ -36,23 +39,38 @@ fn client(python: &PathBuf, script: &str, args: &[&str]) -> Value {
 
 #[test]
 fn aioquic_streams_a_chat_over_http3() {
-    let (Some(python), Some(data)) = (python(), data()) else { return };
+    let (Some(python), Some(data)) = (python(), data()) else {
+        return;
+    };
     let host = Host::start(data, &[]);
     let port = host.https.rsplit(':').next().expect("a port").to_owned();
     let ca = data.join("tls/cert.pem");
-    let seen = client(&python, "h3_chat.py", &[&port, ca.to_str().expect("a plain path"), MODEL]);
+    let seen = client(
+        &python,
+        "h3_chat.py",
+        &[&port, ca.to_str().expect("a plain path"), MODEL],
+    );
     assert_eq!(seen["status"], "200");
     assert!(seen["text"].as_str().expect("a text").contains("Paris"), "{seen}");
     let ids = seen["ids"].as_array().expect("ids");
-    assert_eq!(ids.len() as u64, seen["events"].as_u64().expect("a count"), "every event has an id");
+    assert_eq!(
+        ids.len() as u64,
+        seen["events"].as_u64().expect("a count"),
+        "every event has an id"
+    );
 }
 
 #[test]
 fn openai_sdk_streams_and_completes_over_plain_http() {
-    let (Some(python), Some(data)) = (python(), data()) else { return };
+    let (Some(python), Some(data)) = (python(), data()) else {
+        return;
+    };
     let host = Host::start(data, &[]);
     let seen = client(&python, "openai_chat.py", &[&host.http, MODEL]);
     assert!(seen["text"].as_str().expect("a text").contains("Paris"), "{seen}");
     assert_eq!(seen["finish"], "stop");
-    assert!(seen["chunks"].as_u64().expect("a count") > 3, "it streamed: {seen}");
+    assert!(
+        seen["chunks"].as_u64().expect("a count") > 3,
+        "it streamed: {seen}"
+    );
 }

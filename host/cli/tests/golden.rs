@@ -47,17 +47,29 @@ fn model(package: &Package, precision: PrecisionArg, step_tokens: usize) -> load
 
 fn engine(package: &Package, precision: PrecisionArg, step_tokens: usize) -> EngineHandle {
     let model = model(package, precision, step_tokens);
-    let options = EngineOptions { limits: model.limits, check_integrity: true, ..EngineOptions::default() };
+    let options = EngineOptions {
+        limits: model.limits,
+        check_integrity: true,
+        ..EngineOptions::default()
+    };
     handle::start(model.program, model.vocabulary, model.context_tokens_max, options)
 }
 
 fn ids(value: &Value) -> Vec<TokenId> {
     let number = |id: &Value| TokenId(u32::try_from(id.as_u64().expect("a token id")).expect("fits"));
-    value.as_array().expect("a list of ids").iter().map(number).collect()
+    value
+        .as_array()
+        .expect("a list of ids")
+        .iter()
+        .map(number)
+        .collect()
 }
 
 fn prompts() -> Vec<Value> {
-    golden("smollm2-135m-instruct.json")["prompts"].as_array().expect("a list of prompts").clone()
+    golden("smollm2-135m-instruct.json")["prompts"]
+        .as_array()
+        .expect("a list of prompts")
+        .clone()
 }
 
 #[test]
@@ -67,7 +79,11 @@ fn tokenizer_gives_the_reference_ids() {
     let cases = golden("smollm2-tokenizer.json");
     for case in cases["cases"].as_array().expect("a list of cases") {
         let text = case["text"].as_str().expect("a text");
-        assert_eq!(tokenizer.encode(text).expect("encode"), ids(&case["ids_plain"]), "plain {text:?}");
+        assert_eq!(
+            tokenizer.encode(text).expect("encode"),
+            ids(&case["ids_plain"]),
+            "plain {text:?}"
+        );
         assert_eq!(
             tokenizer.encode_special(text).expect("encode"),
             ids(&case["ids_parse_special"]),
@@ -80,10 +96,13 @@ fn tokenizer_gives_the_reference_ids() {
 fn chat_guest_renders_the_reference_prompts() {
     let Some(package) = package() else { return };
     let tokenizer = package.tokenizer().expect("load the tokenizer");
-    let guest =
-        plugins().load_chat("chat", &package.chat().expect("the package's chat guest")).expect("load it");
-    let options =
-        ChatOptions { add_generation_prompt: true, template: package.manifest().chat.template.clone() };
+    let guest = plugins()
+        .load_chat("chat", &package.chat().expect("the package's chat guest"))
+        .expect("load it");
+    let options = ChatOptions {
+        add_generation_prompt: true,
+        template: package.manifest().chat.template.clone(),
+    };
     for prompt in prompts() {
         let messages: Vec<Message> = prompt["messages"]
             .as_array()
@@ -103,7 +122,12 @@ fn chat_guest_renders_the_reference_prompts() {
                 Segment::Text(text) | Segment::Special(text) => text.as_str(),
             })
             .collect();
-        assert_eq!(text, prompt["prompt_text"].as_str().expect("a prompt text"), "{}", prompt["name"]);
+        assert_eq!(
+            text,
+            prompt["prompt_text"].as_str().expect("a prompt text"),
+            "{}",
+            prompt["name"]
+        );
         assert_eq!(
             tokenizer.encode_segments(&segments).expect("encode"),
             ids(&prompt["prompt_ids"]),
@@ -115,10 +139,17 @@ fn chat_guest_renders_the_reference_prompts() {
 
 /// Logits of the wanted rows of one sequence that starts at position 0.
 fn logits(program: &mut dyn LoadedProgram, tokens: &[TokenId], output_rows: Vec<usize>) -> Vec<f32> {
-    let blocks = (0..u32::try_from(tokens.len().div_ceil(16)).expect("small")).map(BlockId).collect();
+    let blocks = (0..u32::try_from(tokens.len().div_ceil(16)).expect("small"))
+        .map(BlockId)
+        .collect();
     let batch = StepBatch {
         tokens: tokens.to_vec(),
-        sequences: vec![SequenceSlice { first_token: 0, tokens: tokens.len(), position: 0, blocks }],
+        sequences: vec![SequenceSlice {
+            first_token: 0,
+            tokens: tokens.len(),
+            position: 0,
+            blocks,
+        }],
         output_rows,
     };
     program.submit(&batch).expect("submit");
@@ -133,7 +164,12 @@ fn f32_logits_agree_with_the_reference() {
     for prompt in prompts() {
         let tokens = ids(&prompt["prompt_ids"]);
         let got = logits(model.program.as_mut(), &tokens, vec![tokens.len() - 1]);
-        for (rank, expected) in prompt["top10_last_prompt"].as_array().expect("ten").iter().enumerate() {
+        for (rank, expected) in prompt["top10_last_prompt"]
+            .as_array()
+            .expect("ten")
+            .iter()
+            .enumerate()
+        {
             let id = usize::try_from(expected["id"].as_u64().expect("an id")).expect("fits");
             let logit = expected["logit"].as_f64().expect("a logit");
             let difference = (f64::from(got[id]) - logit).abs();
@@ -164,7 +200,10 @@ fn greedy(engine: &EngineHandle, prompt: Vec<TokenId>, tokens_max: u32, cache: b
         tokens_max,
         stop_tokens: Vec::new(),
         ignore_eos: true,
-        sampling: Sampling::Plan(SamplingPlan { temperature: 0.0, ..SamplingPlan::default() }),
+        sampling: Sampling::Plan(SamplingPlan {
+            temperature: 0.0,
+            ..SamplingPlan::default()
+        }),
         seed: 0,
         logprobs: None,
         use_prefix_cache: cache,
@@ -189,8 +228,10 @@ fn f32_greedy_reproduces_the_reference() {
     let Some(package) = package() else { return };
     let engine = engine(&package, PrecisionArg::F32, 512);
     let prompts = prompts();
-    let running: Vec<_> =
-        prompts.iter().map(|prompt| greedy(&engine, ids(&prompt["prompt_ids"]), 64, false)).collect();
+    let running: Vec<_> = prompts
+        .iter()
+        .map(|prompt| greedy(&engine, ids(&prompt["prompt_ids"]), 64, false))
+        .collect();
     for (prompt, events) in prompts.iter().zip(&running) {
         let (got, _) = output(events);
         for (step, (got, expected)) in got.iter().zip(ids(&prompt["greedy_ids"])).enumerate() {
@@ -215,7 +256,11 @@ fn f32_greedy_reproduces_the_reference() {
 fn kl(reference: &[f32], other: &[f32]) -> f64 {
     let log_sum = |row: &[f32]| {
         let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        max + row.iter().map(|logit| (f64::from(*logit) - max).exp()).sum::<f64>().ln()
+        max + row
+            .iter()
+            .map(|logit| (f64::from(*logit) - max).exp())
+            .sum::<f64>()
+            .ln()
     };
     let (a, b) = (log_sum(reference), log_sum(other));
     reference
@@ -249,9 +294,18 @@ fn auto_precision_stays_close_to_f32() {
     }
     let mean = sum / f64::from(positions);
     let top1 = f64::from(agree) / f64::from(positions);
-    println!("precision auto against f32 over {positions} positions: mean KL {mean:.5}, top-1 {:.2}%", top1 * 100.0);
-    assert!(mean < KL_MAX, "mean KL of precision auto: expected below {KL_MAX}, got {mean}");
-    assert!(mean > 0.0, "precision auto gives the f32 logits bit by bit: the comparison compares nothing");
+    println!(
+        "precision auto against f32 over {positions} positions: mean KL {mean:.5}, top-1 {:.2}%",
+        top1 * 100.0
+    );
+    assert!(
+        mean < KL_MAX,
+        "mean KL of precision auto: expected below {KL_MAX}, got {mean}"
+    );
+    assert!(
+        mean > 0.0,
+        "precision auto gives the f32 logits bit by bit: the comparison compares nothing"
+    );
 }
 
 fn argmax(row: &[f32]) -> usize {
@@ -262,20 +316,35 @@ fn argmax(row: &[f32]) -> usize {
 #[test]
 fn batching_chunking_and_prefix_cache_do_not_change_tokens() {
     let Some(package) = package() else { return };
-    let prompts: Vec<_> = prompts().iter().map(|prompt| ids(&prompt["prompt_ids"])).collect();
+    let prompts: Vec<_> = prompts()
+        .iter()
+        .map(|prompt| ids(&prompt["prompt_ids"]))
+        .collect();
     let whole = engine(&package, PrecisionArg::Auto, 512);
-    let single: Vec<_> =
-        prompts.iter().map(|prompt| output(&greedy(&whole, prompt.clone(), 24, false)).0).collect();
-    let together: Vec<_> = prompts.iter().map(|prompt| greedy(&whole, prompt.clone(), 24, false)).collect();
+    let single: Vec<_> = prompts
+        .iter()
+        .map(|prompt| output(&greedy(&whole, prompt.clone(), 24, false)).0)
+        .collect();
+    let together: Vec<_> = prompts
+        .iter()
+        .map(|prompt| greedy(&whole, prompt.clone(), 24, false))
+        .collect();
     let batched: Vec<_> = together.iter().map(|events| output(events).0).collect();
     assert_eq!(single, batched, "batch = single");
 
-    let fill: Vec<_> = prompts.iter().map(|prompt| output(&greedy(&whole, prompt.clone(), 24, true)).0).collect();
+    let fill: Vec<_> = prompts
+        .iter()
+        .map(|prompt| output(&greedy(&whole, prompt.clone(), 24, true)).0)
+        .collect();
     assert_eq!(single, fill, "filling the prefix cache");
     for (prompt, expected) in prompts.iter().zip(&single) {
         let (tokens, cached) = output(&greedy(&whole, prompt.clone(), 24, true));
         assert_eq!(&tokens, expected, "prefix cache on = off");
-        assert!(cached >= 16, "a prompt of {} tokens: expected cached blocks, got {cached} tokens", prompt.len());
+        assert!(
+            cached >= 16,
+            "a prompt of {} tokens: expected cached blocks, got {cached} tokens",
+            prompt.len()
+        );
     }
     whole.check_integrity().expect("nothing leaks");
     whole.shutdown();

@@ -20,40 +20,70 @@ fn galerne(data: &Path, args: &[&str]) -> (Output, String) {
         .arg(data)
         .output()
         .expect("start galerne");
-    assert!(begin.elapsed() < BOUND, "galerne {args:?} took {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < BOUND,
+        "galerne {args:?} took {:?}",
+        begin.elapsed()
+    );
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!text.contains("panicked"), "galerne {args:?} panicked: {text}");
     (output, text)
 }
 
-/// A folder as Hugging Face lays it out, with the demo model's tokenizer, this configuration and one small tensor.
-fn hf_folder(parent: &Path, config: &Value) -> PathBuf {
+/// A folder as Hugging Face lays it out, with the demo model's tokenizer, this configuration and these f32 tensors of zeros.
+fn hf_folder(parent: &Path, config: &Value, tensors: &[(&str, &[u64])]) -> PathBuf {
     let folder = parent.join("source");
     std::fs::create_dir_all(&folder).expect("make the folder");
     std::fs::write(folder.join("config.json"), config.to_string()).expect("write config.json");
-    let tokenizer = data().expect("the demo model").join("models").join(MODEL).join("tokenizer.json");
+    let tokenizer = data()
+        .expect("the demo model")
+        .join("models")
+        .join(MODEL)
+        .join("tokenizer.json");
     std::fs::copy(tokenizer, folder.join("tokenizer.json")).expect("copy the tokenizer");
     let template = json!({"chat_template": "<|im_start|>", "eos_token": "<|im_end|>"});
     std::fs::write(folder.join("tokenizer_config.json"), template.to_string()).expect("write the template");
-    let header = json!({"model.embed_tokens.weight": {"dtype": "F32", "shape": [4, 32], "data_offsets": [0, 512]}})
-        .to_string();
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let begin = end;
+        end += 4 * shape.iter().product::<u64>();
+        header.insert(
+            (*name).to_owned(),
+            json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}),
+        );
+    }
+    let header = Value::Object(header).to_string();
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header.as_bytes());
-    file.resize(file.len() + 512, 0);
+    file.resize(file.len() + usize::try_from(end).expect("small"), 0);
     std::fs::write(folder.join("model.safetensors"), file).expect("write the weights");
     folder
 }
 
+const TABLE: (&str, &[u64]) = ("model.embed_tokens.weight", &[4, 32]);
+
 fn import(data: &Path, source: &Path, extra: &[&str]) -> (Output, String) {
     let source = source.to_str().expect("a plain path");
-    let mut args = vec!["model", "import", source, "--name", "bad", "--license", "Apache-2.0"];
+    let mut args = vec![
+        "model",
+        "import",
+        source,
+        "--name",
+        "bad",
+        "--license",
+        "Apache-2.0",
+    ];
     args.extend_from_slice(extra);
     galerne(data, &args)
 }
 
 fn nothing_left(data: &Path) {
     let models = data.join("models");
-    let left: Vec<_> = std::fs::read_dir(&models).into_iter().flatten().filter_map(Result::ok).collect();
+    let left: Vec<_> = std::fs::read_dir(&models)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .collect();
     assert!(left.is_empty(), "left behind in {}: {left:?}", models.display());
 }
 
@@ -68,7 +98,16 @@ fn truncated_gguf_names_what_is_missing() {
         let (output, text) = import(folder.path(), &file, &[]);
         assert!(!output.status.success(), "a file of {bytes} bytes was imported");
         assert!(
-            ["tensor", "field", "metadata", "header", "magic", "GGUF"].iter().any(|word| text.contains(word)),
+            [
+                "tensor",
+                "tokenizer.ggml",
+                "general.",
+                "llama.",
+                "magic",
+                "header"
+            ]
+            .iter()
+            .any(|word| text.contains(word)),
             "the error for {bytes} bytes names nothing: {text}"
         );
         nothing_left(folder.path());
@@ -81,15 +120,22 @@ fn unknown_model_type_names_the_flags() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let source = hf_folder(folder.path(), &json!({"model_type": "perceptron"}));
+    let source = hf_folder(
+        folder.path(),
+        &json!({"model_type": "perceptron", "max_position_embeddings": 64}),
+        &[TABLE],
+    );
     let (output, text) = import(folder.path(), &source, &[]);
     assert!(!output.status.success());
-    assert!(text.contains("perceptron") && text.contains("--architecture"), "{text}");
+    assert!(
+        text.contains("perceptron") && text.contains("--architecture"),
+        "{text}"
+    );
     nothing_left(folder.path());
 }
 
 #[test]
-fn missing_tensors_are_named() {
+fn missing_and_misshapen_tensors_are_named() {
     if data().is_none() {
         return;
     }
@@ -97,30 +143,38 @@ fn missing_tensors_are_named() {
     let config = json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
         "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "vocab_size": 4,
         "max_position_embeddings": 64, "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu"});
-    let source = hf_folder(folder.path(), &config);
+    let source = hf_folder(folder.path(), &config, &[TABLE]);
     let (output, text) = import(folder.path(), &source, &[]);
-    assert!(!output.status.success(), "a model without its tensors was imported");
-    assert!(text.contains("model.layers.0."), "the error names the missing tensor: {text}");
+    assert!(
+        !output.status.success(),
+        "a model without its tensors was imported"
+    );
+    assert!(
+        text.contains("model.layers.0.input_layernorm.weight"),
+        "the error names the missing tensor: {text}"
+    );
     nothing_left(folder.path());
 
-    let wrong = json!({"hidden_size": 64});
-    let mut config = config;
-    config["hidden_size"] = wrong["hidden_size"].clone();
-    let source = hf_folder(folder.path(), &config);
+    let norm: (&str, &[u64]) = ("model.layers.0.input_layernorm.weight", &[16]);
+    let source = hf_folder(folder.path(), &config, &[TABLE, norm]);
     let (output, text) = import(folder.path(), &source, &[]);
-    assert!(!output.status.success(), "a model with another width was imported");
-    assert!(text.contains("32") && text.contains("64"), "the error names both widths: {text}");
+    assert!(!output.status.success(), "a tensor of another shape was imported");
+    assert!(
+        text.contains("[32]") && text.contains("[16]"),
+        "the error names both shapes: {text}"
+    );
     nothing_left(folder.path());
 }
 
 /// What the hostile guest does for each word, and what the error must say.
-const MISBEHAVIOURS: [(&str, &[&str]); 7] = [
+const MISBEHAVIOURS: [(&str, &[&str]); 8] = [
     ("loop", &["limit of", "ms in build"]),
     ("trap", &["trapped in build"]),
     ("alloc", &["exceeded its limit in build", "memory"]),
     ("recurse", &["trapped in build"]),
     ("cycle", &["node", "before"]),
     ("shape", &["expected", "got"]),
+    ("huge", &["exceeded its limit in build"]),
     ("refuse", &["refused in build"]),
 ];
 
@@ -129,21 +183,30 @@ fn hostile_guest() -> Option<PathBuf> {
     if guest.exists() {
         return Some(guest);
     }
-    eprintln!("SKIPPED: no hostile guest at {}; `cargo xtask guests` builds it", guest.display());
+    eprintln!(
+        "SKIPPED: no hostile guest at {}; `cargo xtask guests` builds it",
+        guest.display()
+    );
     None
 }
 
 #[test]
 fn hostile_architectures_are_refused_in_bounded_time() {
-    let (Some(_), Some(guest)) = (data(), hostile_guest()) else { return };
+    let (Some(_), Some(guest)) = (data(), hostile_guest()) else {
+        return;
+    };
     let guest = guest.to_str().expect("a plain path");
     for (misbehave, says) in MISBEHAVIOURS {
         let folder = tempfile::tempdir().expect("a folder");
-        let source = hf_folder(folder.path(), &json!({"model_type": "hostile", "misbehave": misbehave}));
+        let config = json!({"model_type": "hostile", "misbehave": misbehave, "max_position_embeddings": 64});
+        let source = hf_folder(folder.path(), &config, &[TABLE]);
         let (output, text) = import(folder.path(), &source, &["--architecture", guest]);
         assert!(!output.status.success(), "{misbehave}: the package was imported");
         for word in says {
-            assert!(text.contains(word), "{misbehave}: the error does not say \"{word}\": {text}");
+            assert!(
+                text.contains(word),
+                "{misbehave}: the error does not say \"{word}\": {text}"
+            );
         }
         nothing_left(folder.path());
     }
@@ -152,7 +215,9 @@ fn hostile_architectures_are_refused_in_bounded_time() {
 /// A package that went bad after its import (a swapped guest) is refused, and the other models are served.
 #[test]
 fn a_host_serves_its_other_models_beside_a_hostile_one() {
-    let (Some(data), Some(guest)) = (data(), hostile_guest()) else { return };
+    let (Some(data), Some(guest)) = (data(), hostile_guest()) else {
+        return;
+    };
     let folder = tempfile::tempdir().expect("a folder");
     let models = folder.path().join("models");
     std::fs::create_dir_all(&models).expect("make the folder");
@@ -160,7 +225,11 @@ fn a_host_serves_its_other_models_beside_a_hostile_one() {
     copy_package(&data.join("models").join(MODEL), &models.join("evil"));
     std::fs::copy(&guest, models.join("evil/architecture.wasm")).expect("swap the guest");
     let config = models.join("evil/config.json");
-    std::fs::write(config, json!({"model_type": "hostile", "misbehave": "loop"}).to_string()).expect("write");
+    std::fs::write(
+        config,
+        json!({"model_type": "hostile", "misbehave": "loop"}).to_string(),
+    )
+    .expect("write");
     let host = Host::start(folder.path(), &[]);
     let address = host.http.strip_prefix("http://").expect("plain HTTP").to_owned();
     let mut stream = std::net::TcpStream::connect(address).expect("connect");
@@ -172,8 +241,22 @@ fn a_host_serves_its_other_models_beside_a_hostile_one() {
     stream.read_to_string(&mut answer).expect("read");
     assert!(answer.contains(MODEL) && !answer.contains("evil"), "{answer}");
 
-    let (output, text) = galerne(folder.path(), &["serve", "--model", "evil", "--listen", "127.0.0.1:0", "--http", "off"]);
-    assert!(!output.status.success(), "asked for by name, a bad package is an error");
+    let (output, text) = galerne(
+        folder.path(),
+        &[
+            "serve",
+            "--model",
+            "evil",
+            "--listen",
+            "127.0.0.1:0",
+            "--http",
+            "off",
+        ],
+    );
+    assert!(
+        !output.status.success(),
+        "asked for by name, a bad package is an error"
+    );
     assert!(text.contains("evil"), "{text}");
 }
 
@@ -192,6 +275,9 @@ fn copy_package(from: &Path, to: &Path) {
     let manifest = to.join("galerne.toml");
     let name = to.file_name().expect("a name").to_string_lossy().into_owned();
     let text = std::fs::read_to_string(&manifest).expect("read the manifest");
-    std::fs::write(manifest, text.replacen(&format!("name = \"{MODEL}\""), &format!("name = \"{name}\""), 1))
-        .expect("write the manifest");
+    std::fs::write(
+        manifest,
+        text.replacen(&format!("name = \"{MODEL}\""), &format!("name = \"{name}\""), 1),
+    )
+    .expect("write the manifest");
 }

@@ -9,10 +9,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
 use common::{Host, MODEL, data, golden};
 use galerne_server::client::Client;
 use galerne_server::client::connect::ClientOptions;
+use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
 /// A plain HTTP/1.1 exchange: status and body.
@@ -27,7 +27,11 @@ fn http(host: &Host, method: &str, path: &str, body: &str) -> (u16, String) {
     .expect("send");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("read the answer");
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    let status = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .expect("a status");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a header block");
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
     (status, if chunked { unchunk(body) } else { body.to_owned() })
@@ -36,7 +40,9 @@ fn http(host: &Host, method: &str, path: &str, body: &str) -> (u16, String) {
 fn connect(host: &Host) -> TcpStream {
     let address = host.http.strip_prefix("http://").expect("plain HTTP");
     let stream = TcpStream::connect(address).expect("connect");
-    stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a time-out");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(120)))
+        .expect("a time-out");
     stream
 }
 
@@ -57,9 +63,14 @@ fn unchunk(mut body: &str) -> String {
 fn metric(host: &Host, name: &str) -> f64 {
     let (status, text) = http(host, "GET", "/metrics", "");
     assert_eq!(status, 200);
-    let line = text.lines().find(|line| line.starts_with(name) && line.contains(MODEL));
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(name) && line.contains(MODEL));
     let line = line.unwrap_or_else(|| panic!("no metric {name} in:\n{text}"));
-    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+    line.rsplit(' ')
+        .next()
+        .and_then(|value| value.parse().ok())
+        .expect("a number")
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
@@ -70,8 +81,13 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// With a thread of its own, so that connections are driven while a test waits for something else.
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 async fn client(host: &Host, data: &Path) -> Client {
@@ -105,12 +121,18 @@ fn http1_and_http3_give_the_same_tokens_and_the_reference_answer() {
     assert_eq!(status, 200);
 
     let answer = whole(&host, &question(&json!({})));
-    let content = answer["choices"][0]["message"]["content"].as_str().expect("a content");
+    let content = answer["choices"][0]["message"]["content"]
+        .as_str()
+        .expect("a content");
     assert!(content.contains("Paris"), "{answer}");
-    let mut over_http1 = answer["choices"][0]["token_ids"].as_array().expect("token ids").clone();
+    let mut over_http1 = answer["choices"][0]["token_ids"]
+        .as_array()
+        .expect("token ids")
+        .clone();
 
     let (mut over_http3, mut text) = (Vec::new(), String::new());
-    runtime().block_on(async {
+    let rt = runtime();
+    rt.block_on(async {
         let client = client(&host, data).await;
         let mut stream = client
             .sse("/v1/chat/completions", &question(&json!({"stream": true})))
@@ -134,8 +156,14 @@ fn http1_and_http3_give_the_same_tokens_and_the_reference_answer() {
 fn a_host_is_ready_within_three_seconds() {
     let Some(data) = data() else { return };
     // The best of three: the test machine may be busy, the bound is about what the host does.
-    let best = (0..3).map(|_| Host::start(data, &[]).ready_after).min().expect("three starts");
-    assert!(best <= Duration::from_secs(3), "start to ready: expected at most 3 s, got {best:?}");
+    let best = (0..3)
+        .map(|_| Host::start(data, &[]).ready_after)
+        .min()
+        .expect("three starts");
+    assert!(
+        best <= Duration::from_secs(3),
+        "start to ready: expected at most 3 s, got {best:?}"
+    );
 }
 
 /// A chat that streams for a long time if nobody stops it.
@@ -153,9 +181,13 @@ fn all_free(host: &Host) -> bool {
 fn a_client_that_goes_away_in_the_middle_of_a_stream_frees_its_blocks() {
     let Some(data) = data() else { return };
     let host = Host::start(data, &[]);
-    runtime().block_on(async {
+    let rt = runtime();
+    rt.block_on(async {
         let client = client(&host, data).await;
-        let mut stream = client.sse("/v1/chat/completions", &endless()).await.expect("start the stream");
+        let mut stream = client
+            .sse("/v1/chat/completions", &endless())
+            .await
+            .expect("start the stream");
         for _ in 0..5 {
             stream.next().await.expect("an event").expect("more events");
         }
@@ -173,7 +205,34 @@ fn a_client_that_goes_away_in_the_middle_of_a_stream_frees_its_blocks() {
     .expect("send");
     wait_for("it runs", || metric(&host, "galerne_kv_blocks_used") > 0.0);
     drop(stream);
-    wait_for("blocks of a client lost over HTTP/1.1 are free", || all_free(&host));
+    wait_for("blocks of a client lost over HTTP/1.1 are free", || {
+        all_free(&host)
+    });
+}
+
+/// Killed outright a client says nothing; the host notices when its packets stay unanswered.
+#[test]
+fn a_killed_http3_client_frees_its_blocks() {
+    let Some(data) = data() else { return };
+    let host = Host::start(data, &[]);
+    let mut client = Command::new(env!("CARGO_BIN_EXE_galerne"))
+        .args(["chat", "--server", &host.https, "--max-tokens", "6000", "--data"])
+        .arg(data)
+        .arg("Count from one to ten thousand, one number a line.")
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("start galerne chat");
+    wait_for("it runs", || metric(&host, "galerne_kv_blocks_used") > 0.0);
+    client.kill().expect("kill the client");
+    client.wait().expect("its end");
+    let deadline = Instant::now() + Duration::from_secs(45);
+    while !all_free(&host) {
+        assert!(
+            Instant::now() < deadline,
+            "blocks of a killed client are not free after 45 s"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]
@@ -181,16 +240,23 @@ fn a_client_that_goes_away_in_the_queue_or_in_prefill_frees_its_blocks() {
     let Some(data) = data() else { return };
     // One sequence at a time and tiny steps: the second client waits, the third prefills for long.
     let host = Host::start(data, &["--sequences", "1", "--step-tokens", "8"]);
-    runtime().block_on(async {
+    let rt = runtime();
+    rt.block_on(async {
         let first = client(&host, data).await;
-        let mut running = first.sse("/v1/chat/completions", &endless()).await.expect("start the stream");
+        let mut running = first
+            .sse("/v1/chat/completions", &endless())
+            .await
+            .expect("start the stream");
         running.next().await.expect("an event");
         let second = client(&host, data).await;
-        let body = endless();
-        let waiting = second.sse("/v1/chat/completions", &body);
-        let _ = tokio::time::timeout(Duration::from_millis(500), waiting).await;
-        assert!(metric(&host, "galerne_num_requests_waiting") >= 1.0, "the second client waits");
-        drop(second);
+        let waiting = second
+            .sse("/v1/chat/completions", &endless())
+            .await
+            .expect("start the stream");
+        wait_for("the second client waits", || {
+            metric(&host, "galerne_num_requests_waiting") >= 1.0
+        });
+        drop(waiting);
         wait_for("a client lost in the queue is forgotten", || {
             metric(&host, "galerne_num_requests_waiting") == 0.0
         });
@@ -199,16 +265,24 @@ fn a_client_that_goes_away_in_the_queue_or_in_prefill_frees_its_blocks() {
     wait_for("all is free", || all_free(&host));
 
     let before = metric(&host, "galerne_generation_tokens_total");
-    runtime().block_on(async {
+    let rt = runtime();
+    rt.block_on(async {
         let client = client(&host, data).await;
         let long = "the sea and the wind ".repeat(600);
         let body = question(&json!({"stream": true, "messages": [{"role": "user", "content": long}]}));
-        let prefilling = client.sse("/v1/chat/completions", &body);
-        let _ = tokio::time::timeout(Duration::from_millis(700), prefilling).await;
-        assert!(metric(&host, "galerne_kv_blocks_used") > 0.0, "it prefills");
-        assert_eq!(metric(&host, "galerne_generation_tokens_total"), before, "no token was drawn yet");
+        let prefilling = client
+            .sse("/v1/chat/completions", &body)
+            .await
+            .expect("start the stream");
+        wait_for("it prefills", || metric(&host, "galerne_kv_blocks_used") > 0.0);
+        drop(prefilling);
     });
     wait_for("a client lost in prefill frees its blocks", || all_free(&host));
+    assert_eq!(
+        metric(&host, "galerne_generation_tokens_total"),
+        before,
+        "no token was drawn"
+    );
 }
 
 #[test]
@@ -222,14 +296,25 @@ fn a_sampling_guest_draws_tokens_and_wrong_parameters_are_refused() {
     let first = whole(&host, &body(json!({"tau": 3.0})));
     let second = whole(&host, &body(json!({"tau": 3.0})));
     assert_eq!(first["usage"]["completion_tokens"], 24);
-    assert_eq!(first["choices"][0]["token_ids"], second["choices"][0]["token_ids"], "one seed, one answer");
+    assert_eq!(
+        first["choices"][0]["token_ids"], second["choices"][0]["token_ids"],
+        "one seed, one answer"
+    );
 
-    let (status, text) = http(&host, "POST", "/v1/chat/completions", &body(json!({"tau": -1})).to_string());
+    let (status, text) = http(
+        &host,
+        "POST",
+        "/v1/chat/completions",
+        &body(json!({"tau": -1})).to_string(),
+    );
     assert_eq!(status, 400, "{text}");
     let unknown = question(&json!({"sampler": {"name": "nothing", "params": {}}}));
     let (status, text) = http(&host, "POST", "/v1/chat/completions", &unknown.to_string());
     assert_eq!(status, 400, "{text}");
-    assert!(text.contains("mirostat"), "the error names the known samplers: {text}");
+    assert!(
+        text.contains("mirostat"),
+        "the error names the known samplers: {text}"
+    );
 }
 
 #[test]
@@ -244,10 +329,20 @@ fn token_id_prompts_complete_as_in_the_reference() {
     assert_eq!(status, 200, "{text}");
     let answer: Value = serde_json::from_str(&text).expect("JSON");
     let expected: Vec<_> = prompt["greedy_ids"].as_array().expect("ids")[..7].to_vec();
-    assert_eq!(answer["choices"][0]["token_ids"].as_array().expect("ids"), &expected);
-    let logprob = answer["choices"][0]["logprobs"]["token_logprobs"][0].as_f64().expect("a log-probability");
-    let reference = prompt["top10_last_prompt"][0]["logprob"].as_f64().expect("a log-probability");
-    assert!((logprob - reference).abs() < 5e-3, "expected {reference}, got {logprob}");
+    assert_eq!(
+        answer["choices"][0]["token_ids"].as_array().expect("ids"),
+        &expected
+    );
+    let logprob = answer["choices"][0]["logprobs"]["token_logprobs"][0]
+        .as_f64()
+        .expect("a log-probability");
+    let reference = prompt["top10_last_prompt"][0]["logprob"]
+        .as_f64()
+        .expect("a log-probability");
+    assert!(
+        (logprob - reference).abs() < 5e-3,
+        "expected {reference}, got {logprob}"
+    );
 }
 
 #[test]
@@ -255,22 +350,41 @@ fn sigterm_lets_running_answers_finish() {
     let Some(data) = data() else { return };
     let mut host = Host::start(data, &[]);
     let pid = host.pid().to_string();
-    runtime().block_on(async {
+    let rt = runtime();
+    rt.block_on(async {
         let client = client(&host, data).await;
         let body = question(&json!({"stream": true, "ignore_eos": true, "max_tokens": 60}));
-        let mut stream = client.sse("/v1/chat/completions", &body).await.expect("start the stream");
+        let mut stream = client
+            .sse("/v1/chat/completions", &body)
+            .await
+            .expect("start the stream");
         stream.next().await.expect("an event");
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .expect("kill")
+                .success()
+        );
         let mut events = 0;
         // A stream that ends without its terminal event is an error.
-        while stream.next().await.expect("the stream goes on to its end").is_some() {
+        while stream
+            .next()
+            .await
+            .expect("the stream goes on to its end")
+            .is_some()
+        {
             events += 1;
         }
         assert!(events >= 30, "the running answer is complete: {events} events");
         drop(stream);
-        let refused = client.request(Method::GET, "/v1/models", HeaderMap::new(), Bytes::new()).await;
+        let refused = client
+            .request(Method::GET, "/v1/models", HeaderMap::new(), Bytes::new())
+            .await;
         assert!(refused.is_err() || refused.is_ok_and(|response| response.status == 503));
     });
-    let status = host.wait(Duration::from_secs(10)).expect("the host stops after draining");
+    let status = host
+        .wait(Duration::from_secs(10))
+        .expect("the host stops after draining");
     assert!(status.success(), "{status}");
 }

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use galerne_core::ids::{BlockId, SequenceId, TokenId};
 use galerne_core::sampling::SamplingPlan;
-use galerne_kernels::device::{DeviceError, SampleOutcome, SampleRequest, StepBatch};
 use galerne_core::sampling::TokenLogprobs;
+use galerne_kernels::device::{DeviceError, SampleOutcome, SampleRequest, StepBatch};
 
 use crate::admission::Admission;
 use crate::blocks::BlockPool;

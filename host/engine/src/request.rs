@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use galerne_core::guest::{GuestError, SamplerSession};
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
-use galerne_core::sampling::{PlanError, SamplingPlan};
 use galerne_core::sampling::TokenLogprobs;
+use galerne_core::sampling::{PlanError, SamplingPlan};
 use galerne_kernels::device::DeviceError;
 
 /// One sequence to be completed.

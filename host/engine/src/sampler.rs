@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use galerne_core::guest::{Answer, PlanStep, SamplerSession};
 use galerne_core::ids::TokenId;
-use galerne_core::sampling::{Candidate, SamplingPlan};
 use galerne_core::sampling::TokenLogprobs;
+use galerne_core::sampling::{Candidate, SamplingPlan};
 use galerne_kernels::device::TokenCount;
 
 use crate::request::{Sampling, SequenceError};

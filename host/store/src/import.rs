@@ -223,9 +223,15 @@ pub fn import(
     let chat = chooser
         .chat(template, &tokenizer.special_tokens())
         .map_err(ImportError::Guest)?;
-    let weights = WeightIndex { tensors: source.plan.infos() };
+    let weights = WeightIndex {
+        tensors: source.plan.infos(),
+    };
     chooser
-        .check(&architecture, &String::from_utf8_lossy(&source.config_json), &weights)
+        .check(
+            &architecture,
+            &String::from_utf8_lossy(&source.config_json),
+            &weights,
+        )
         .map_err(ImportError::Guest)?;
     check_cancelled(cancelled)?;
     writer::write_package(request, source, [&architecture, &chat], progress, cancelled)

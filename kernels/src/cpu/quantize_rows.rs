@@ -134,7 +134,10 @@ impl Kernel for QuantizeRow {
                 S::store_i8(fine.add(half), S::mul(S::sub(scaled, coarse), S::splat(FINE)));
             }
             let total = |from: *mut i8| -> i32 {
-                std::slice::from_raw_parts(from, BLOCK).iter().map(|&code| i32::from(code)).sum()
+                std::slice::from_raw_parts(from, BLOCK)
+                    .iter()
+                    .map(|&code| i32::from(code))
+                    .sum()
             };
             let (code_sum, fine_sum) = (total(code), total(fine));
             *self.to.scales.add(at) = scale;

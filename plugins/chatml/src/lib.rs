@@ -38,7 +38,10 @@ mod tests {
         let special = [START.to_owned(), END.to_owned()];
         assert!(ChatMl::recognises(None, &special));
         assert!(ChatMl::recognises(Some("{{ '<|im_start|>' }}"), &special));
-        assert!(!ChatMl::recognises(Some("[INST] {{ message }} [/INST]"), &special));
+        assert!(!ChatMl::recognises(
+            Some("[INST] {{ message }} [/INST]"),
+            &special
+        ));
         assert!(!ChatMl::recognises(Some("{{ '<|im_start|>' }}"), &special[..1]));
     }
 }

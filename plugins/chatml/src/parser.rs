@@ -38,7 +38,11 @@ impl Parse for Parser {
         let delta = match std::mem::take(&mut self.state) {
             State::Content => Delta::Content(rest),
             State::Reasoning => Delta::Reasoning(rest),
-            State::Call => return merge(vec![call(&rest).unwrap_or_else(|| Delta::Content(format!("{CALL}{rest}")))]),
+            State::Call => {
+                return merge(vec![
+                    call(&rest).unwrap_or_else(|| Delta::Content(format!("{CALL}{rest}"))),
+                ]);
+            }
         };
         merge(vec![delta])
     }
@@ -54,7 +58,11 @@ impl Parser {
                     return false;
                 };
                 deltas.push(Delta::Content(before));
-                self.state = if marker == THINK { State::Reasoning } else { State::Call };
+                self.state = if marker == THINK {
+                    State::Reasoning
+                } else {
+                    State::Call
+                };
             }
             State::Reasoning => {
                 let Some((before, _)) = self.until(&[THINK_END]) else {
@@ -67,7 +75,10 @@ impl Parser {
             State::Call => {
                 let Some((body, _)) = self.until(&[CALL_END]) else {
                     if self.held.len() > CALL_BYTES_MAX {
-                        deltas.push(Delta::Content(format!("{CALL}{}", std::mem::take(&mut self.held))));
+                        deltas.push(Delta::Content(format!(
+                            "{CALL}{}",
+                            std::mem::take(&mut self.held)
+                        )));
                         self.state = State::Content;
                     }
                     return false;
@@ -81,8 +92,10 @@ impl Parser {
 
     /// Text up to the first of these markers, which is dropped.
     fn until(&mut self, markers: &[&'static str]) -> Option<(String, &'static str)> {
-        let (at, marker) =
-            markers.iter().filter_map(|marker| Some((self.held.find(marker)?, *marker))).min_by_key(|(at, _)| *at)?;
+        let (at, marker) = markers
+            .iter()
+            .filter_map(|marker| Some((self.held.find(marker)?, *marker)))
+            .min_by_key(|(at, _)| *at)?;
         let rest = self.held.split_off(at + marker.len());
         let mut before = std::mem::replace(&mut self.held, rest);
         before.truncate(at);
@@ -154,10 +167,17 @@ mod tests {
     fn parts_are_told_apart() {
         assert_eq!(parse([ANSWERS[0]]), format!("[Delta::Content({:?})]", ANSWERS[0]));
         let thought = parse([ANSWERS[1]]);
-        assert!(thought.contains("Reasoning(\"hm, let me see\")") && thought.contains("Content(\"The answer is 4.\")"), "{thought}");
+        assert!(
+            thought.contains("Reasoning(\"hm, let me see\")")
+                && thought.contains("Content(\"The answer is 4.\")"),
+            "{thought}"
+        );
         assert_eq!(parse([ANSWERS[3]]).matches("ToolCall").count(), 2);
         let malformed = parse([ANSWERS[4]]);
-        assert!(malformed.contains("<tool_call>not json</tool_call> after"), "{malformed}");
+        assert!(
+            malformed.contains("<tool_call>not json</tool_call> after"),
+            "{malformed}"
+        );
         assert!(parse([ANSWERS[5]]).contains("<tool_call>{"));
         assert!(parse([ANSWERS[6]]).contains("start <tool_ca"));
     }
@@ -180,7 +200,10 @@ mod tests {
     #[test]
     fn plain_text_is_not_held_back() {
         let mut parser = Parser::default();
-        assert_eq!(format!("{:?}", parser.push("hello")), "[Delta::Content(\"hello\")]");
+        assert_eq!(
+            format!("{:?}", parser.push("hello")),
+            "[Delta::Content(\"hello\")]"
+        );
         assert!(parser.push("<").is_empty());
         assert_eq!(format!("{:?}", parser.push("3")), "[Delta::Content(\"<3\")]");
     }

@@ -33,12 +33,20 @@ impl Config {
         let hidden = fields.positive("hidden_size")?;
         let layers = fields.positive("num_hidden_layers")?;
         if layers > LAYERS_MAX {
-            return Err(field_error("num_hidden_layers", &format!("at most {LAYERS_MAX}"), &layers.to_string()));
+            return Err(field_error(
+                "num_hidden_layers",
+                &format!("at most {LAYERS_MAX}"),
+                &layers.to_string(),
+            ));
         }
         let heads = fields.positive("num_attention_heads")?;
         let kv_heads = fields.positive_or("num_key_value_heads", heads)?;
         if heads % kv_heads != 0 {
-            return Err(field_error("num_key_value_heads", &format!("a divisor of {heads} heads"), &kv_heads.to_string()));
+            return Err(field_error(
+                "num_key_value_heads",
+                &format!("a divisor of {heads} heads"),
+                &kv_heads.to_string(),
+            ));
         }
         let head_width = fields.positive_or("head_dim", hidden / heads)?;
         let context_tokens_max = fields.positive_or("max_position_embeddings", 2_048)?;
@@ -62,7 +70,11 @@ impl Config {
 
     /// The output matrix: the embedding table itself where they are tied.
     pub(crate) fn logits_weight(&self) -> &'static str {
-        if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" }
+        if self.tied {
+            "model.embed_tokens.weight"
+        } else {
+            "lm_head.weight"
+        }
     }
 }
 
@@ -70,7 +82,9 @@ impl Config {
 fn sliding_window(fields: &Fields<'_>, model_type: &str) -> Result<Option<u32>, Error> {
     if model_type == "qwen2" {
         if fields.flag("use_sliding_window", false)? {
-            return Err(Error::Unsupported("use_sliding_window: a window in some layers only".to_owned()));
+            return Err(Error::Unsupported(
+                "use_sliding_window: a window in some layers only".to_owned(),
+            ));
         }
         return Ok(None);
     }
@@ -109,7 +123,11 @@ impl Fields<'_> {
     }
 
     pub(crate) fn positive_or(&self, field: &str, default: u32) -> Result<u32, Error> {
-        if self.0[field].is_null() && default > 0 { Ok(default) } else { self.positive(field) }
+        if self.0[field].is_null() && default > 0 {
+            Ok(default)
+        } else {
+            self.positive(field)
+        }
     }
 
     pub(crate) fn number(&self, field: &str, default: f64) -> Result<f64, Error> {
@@ -125,7 +143,9 @@ impl Fields<'_> {
     pub(crate) fn flag(&self, field: &str, default: bool) -> Result<bool, Error> {
         match &self.0[field] {
             Value::Null => Ok(default),
-            value => value.as_bool().ok_or_else(|| field_error(field, "true or false", &value.to_string())),
+            value => value
+                .as_bool()
+                .ok_or_else(|| field_error(field, "true or false", &value.to_string())),
         }
     }
 }

@@ -43,8 +43,12 @@ fn attention<'a>(m: &'a GraphBuilder, config: &Config, layer: u32, x: Tensor<'a>
         x.linear_with_bias(&format!("{name}.weight"), bias.as_deref())
     };
     let rope: &Rope = &config.rope;
-    let q = project(x, "q_proj", config.qkv_bias).heads(config.heads).rope(rope);
-    let k = project(x, "k_proj", config.qkv_bias).heads(config.kv_heads).rope(rope);
+    let q = project(x, "q_proj", config.qkv_bias)
+        .heads(config.heads)
+        .rope(rope);
+    let k = project(x, "k_proj", config.qkv_bias)
+        .heads(config.kv_heads)
+        .rope(rope);
     let v = project(x, "v_proj", config.qkv_bias).heads(config.kv_heads);
     let spec = Attention {
         layer,

@@ -34,15 +34,27 @@ impl Session for Mirostat {
 
     fn plan(&mut self, _: &Step) -> Plan {
         // One plan serves for ever: what changes is in `choose`.
-        Plan { temperature: self.temperature, candidates: CANDIDATES, valid_steps: 0, ..plain_plan() }
+        Plan {
+            temperature: self.temperature,
+            candidates: CANDIDATES,
+            valid_steps: 0,
+            ..plain_plan()
+        }
     }
 
     fn choose(&mut self, candidates: &[Candidate]) -> u32 {
         let surprise = |candidate: &Candidate| -f64::from(candidate.logprob) / std::f64::consts::LN_2;
         // Most likely first: those within the bound are a prefix, of which at least one is kept.
-        let kept = candidates.iter().take_while(|candidate| surprise(candidate) <= self.mu).count().max(1);
+        let kept = candidates
+            .iter()
+            .take_while(|candidate| surprise(candidate) <= self.mu)
+            .count()
+            .max(1);
         let kept = &candidates[..kept.min(candidates.len())];
-        let total: f64 = kept.iter().map(|candidate| f64::from(candidate.logprob).exp()).sum();
+        let total: f64 = kept
+            .iter()
+            .map(|candidate| f64::from(candidate.logprob).exp())
+            .sum();
         let mut left = self.random.uniform() * total;
         let mut chosen = 0;
         for (index, candidate) in kept.iter().enumerate() {
@@ -75,7 +87,10 @@ impl Params<'_> {
         };
         match object.keys().find(|key| !known.contains(&key.as_str())) {
             None => Ok(()),
-            Some(key) => Err(format!("params: mirostat has no \"{key}\"; it has {}", known.join(", "))),
+            Some(key) => Err(format!(
+                "params: mirostat has no \"{key}\"; it has {}",
+                known.join(", ")
+            )),
         }
     }
 
@@ -115,14 +130,26 @@ mod tests {
     use super::*;
 
     fn session(params: &Value, seed: u64) -> Result<Mirostat, String> {
-        Mirostat::create(params, &SequenceInfo { params_json: String::new(), vocabulary: 50_000, seed })
+        Mirostat::create(
+            params,
+            &SequenceInfo {
+                params_json: String::new(),
+                vocabulary: 50_000,
+                seed,
+            },
+        )
     }
 
     /// The best candidates of a Zipf distribution over 50,000 tokens.
     fn zipf() -> Vec<Candidate> {
         let total: f64 = (1..=50_000).map(|rank| 1.0 / f64::from(rank)).sum();
         let logprob = |rank: u32| (1.0 / f64::from(rank) / total).ln() as f32;
-        (1..=CANDIDATES).map(|rank| Candidate { token: rank, logprob: logprob(rank) }).collect()
+        (1..=CANDIDATES)
+            .map(|rank| Candidate {
+                token: rank,
+                logprob: logprob(rank),
+            })
+            .collect()
     }
 
     #[test]
@@ -170,7 +197,9 @@ mod tests {
             (json!({"tua": 3}), "tua"),
             (json!([]), "object"),
         ] {
-            let Err(text) = session(&params, 1) else { panic!("{params} was accepted") };
+            let Err(text) = session(&params, 1) else {
+                panic!("{params} was accepted")
+            };
             assert!(text.contains(word), "{text}");
         }
     }

@@ -14,8 +14,8 @@ use galerne_store::store::Store;
 use serde::Serialize;
 
 use crate::config::{DataArgs, DeviceArgs};
-use crate::load::{self, RunningModel};
 use crate::guests;
+use crate::load::{self, RunningModel};
 
 /// Subcommands of `galerne bench`.
 #[derive(Debug, Subcommand)]
@@ -90,9 +90,16 @@ pub(super) fn run(data: &DataArgs, command: BenchCommand) -> Result<()> {
     let model = load::start(&store.open(&name)?, &plugins, &device, &args.device)?;
     let info = device.info();
     if !args.json {
-        println!("{name} on {} ({}, {} threads), precision {:?}", info.name, info.isa, info.threads, args.device.precision);
+        println!(
+            "{name} on {} ({}, {} threads), precision {:?}",
+            info.name, info.isa, info.threads, args.device.precision
+        );
     }
-    let bench = Bench { model: &model, plugins: &plugins, args: &args };
+    let bench = Bench {
+        model: &model,
+        plugins: &plugins,
+        args: &args,
+    };
     let figures = bench.all()?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
@@ -133,7 +140,11 @@ impl Bench<'_> {
         }
         for &sequences in &self.args.batch {
             let rates = self.repeat(|| self.decode(sequences, self.args.decode, None))?;
-            self.push(&mut figures, format!("decode {} x {sequences}", self.args.decode), rates)?;
+            self.push(
+                &mut figures,
+                format!("decode {} x {sequences}", self.args.decode),
+                rates,
+            )?;
         }
         if let Some(name) = &self.args.sampler {
             self.compare(name, &mut figures)?;
@@ -198,23 +209,41 @@ impl Bench<'_> {
         let mut begins = Vec::new();
         for index in 0..sequences {
             let sampling = match sampler {
-                None => Sampling::Plan(SamplingPlan { temperature: 1.0, ..SamplingPlan::default() }),
+                None => Sampling::Plan(SamplingPlan {
+                    temperature: 1.0,
+                    ..SamplingPlan::default()
+                }),
                 Some(name) => self.guest(name)?,
             };
             begins.push(self.submit(index, 16, tokens, sampling, sender.clone())?);
         }
         let times = collect(sequences as usize, &receiver, &begins)?;
-        let from = times.iter().filter_map(|times| times.tokens.first()).max().context("no token came")?;
-        let to = times.iter().filter_map(|times| times.tokens.last()).min().context("no token came")?;
-        let counted: usize =
-            times.iter().map(|times| times.tokens.iter().filter(|at| *at > from && *at <= to).count()).sum();
-        ensure!(counted > 0, "the sequences never decoded together; give a larger --decode or --sequences");
+        let from = times
+            .iter()
+            .filter_map(|times| times.tokens.first())
+            .max()
+            .context("no token came")?;
+        let to = times
+            .iter()
+            .filter_map(|times| times.tokens.last())
+            .min()
+            .context("no token came")?;
+        let counted: usize = times
+            .iter()
+            .map(|times| times.tokens.iter().filter(|at| *at > from && *at <= to).count())
+            .sum();
+        ensure!(
+            counted > 0,
+            "the sequences never decoded together; give a larger --decode or --sequences"
+        );
         Ok(counted as f64 / (*to - *from).as_secs_f64())
     }
 
     fn guest(&self, name: &str) -> Result<Sampling> {
         let samplers = guests::samplers(self.plugins, &[])?;
-        let factory = samplers.get(name).with_context(|| format!("no sampling guest \"{name}\" in this build"))?;
+        let factory = samplers
+            .get(name)
+            .with_context(|| format!("no sampling guest \"{name}\" in this build"))?;
         let session = factory.session("{}", self.model.engine.vocabulary(), 1, self.model.engine.waker())?;
         Ok(Sampling::Guest(session))
     }
@@ -245,13 +274,22 @@ impl Bench<'_> {
             use_prefix_cache: false,
         };
         let begin = Instant::now();
-        self.model.engine.submit(request, Box::new(Sink { index: index as usize, sender }))?;
+        self.model.engine.submit(
+            request,
+            Box::new(Sink {
+                index: index as usize,
+                sender,
+            }),
+        )?;
         Ok(begin)
     }
 }
 
 fn greedy() -> SamplingPlan {
-    SamplingPlan { temperature: 0.0, ..SamplingPlan::default() }
+    SamplingPlan {
+        temperature: 0.0,
+        ..SamplingPlan::default()
+    }
 }
 
 enum Arrival {
@@ -276,9 +314,18 @@ impl EventSink for Sink {
     }
 }
 
-fn collect(sequences: usize, receiver: &Receiver<(usize, Arrival)>, begins: &[Instant]) -> Result<Vec<Times>> {
-    let mut times: Vec<Times> =
-        begins.iter().map(|begin| Times { begin: *begin, tokens: Vec::new() }).collect();
+fn collect(
+    sequences: usize,
+    receiver: &Receiver<(usize, Arrival)>,
+    begins: &[Instant],
+) -> Result<Vec<Times>> {
+    let mut times: Vec<Times> = begins
+        .iter()
+        .map(|begin| Times {
+            begin: *begin,
+            tokens: Vec::new(),
+        })
+        .collect();
     let mut done = 0;
     while done < sequences {
         match receiver.recv().context("the engine ended")? {

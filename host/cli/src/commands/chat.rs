@@ -16,7 +16,9 @@ use crate::config::DataArgs;
 
 /// Options of `galerne chat`.
 #[derive(Debug, Args)]
-#[command(after_help = "Without a PROMPT: a conversation. /reset forgets it, /exit or Ctrl-D ends it, Ctrl-C ends an answer.")]
+#[command(
+    after_help = "Without a PROMPT: a conversation. /reset forgets it, /exit or Ctrl-D ends it, Ctrl-C ends an answer."
+)]
 pub(super) struct ChatArgs {
     /// What to ask
     prompt: Option<String>,
@@ -50,15 +52,22 @@ pub(super) struct ChatArgs {
 }
 
 pub(super) fn run(data: &DataArgs, args: ChatArgs) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let ca = match (&args.ca, args.insecure) {
         (Some(file), _) => Some(file.clone()),
         (None, true) => None,
         (None, false) => Some(data.folder()?.join("tls/cert.pem")).filter(|file| file.exists()),
     };
-    let options = ClientOptions { insecure: args.insecure, ..ClientOptions::new(args.server.clone(), ca) };
+    let options = ClientOptions {
+        insecure: args.insecure,
+        ..ClientOptions::new(args.server.clone(), ca)
+    };
     runtime.block_on(async {
-        let client = Client::connect(options).await.with_context(|| format!("connect to {}", args.server))?;
+        let client = Client::connect(options)
+            .await
+            .with_context(|| format!("connect to {}", args.server))?;
         let model = match &args.model {
             Some(model) => model.clone(),
             None => only_model(&client).await?,
@@ -74,14 +83,25 @@ pub(super) fn run(data: &DataArgs, args: ChatArgs) -> Result<()> {
 }
 
 async fn only_model(client: &Client) -> Result<String> {
-    let body = client.request(Method::GET, "/v1/models", HeaderMap::new(), Bytes::new()).await?.bytes(1 << 20).await?;
+    let body = client
+        .request(Method::GET, "/v1/models", HeaderMap::new(), Bytes::new())
+        .await?
+        .bytes(1 << 20)
+        .await?;
     let list: Value = serde_json::from_slice(&body).context("read the list of models")?;
-    let names: Vec<&str> =
-        list["data"].as_array().into_iter().flatten().filter_map(|model| model["id"].as_str()).collect();
+    let names: Vec<&str> = list["data"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|model| model["id"].as_str())
+        .collect();
     match names.as_slice() {
         [one] => Ok((*one).to_owned()),
         [] => bail!("the host serves no models"),
-        many => bail!("the host serves several models; choose one with -m: {}", many.join(", ")),
+        many => bail!(
+            "the host serves several models; choose one with -m: {}",
+            many.join(", ")
+        ),
     }
 }
 
@@ -94,7 +114,12 @@ struct Conversation<'a> {
 
 impl<'a> Conversation<'a> {
     fn new(client: &'a Client, model: &'a str, args: &'a ChatArgs) -> Self {
-        let mut conversation = Self { client, model, args, messages: Vec::new() };
+        let mut conversation = Self {
+            client,
+            model,
+            args,
+            messages: Vec::new(),
+        };
         conversation.reset();
         conversation
     }
@@ -128,7 +153,7 @@ impl<'a> Conversation<'a> {
             let before = self.messages.len();
             tokio::select! {
                 asked = self.ask(&line) => if let Err(error) = asked {
-                    eprintln!("\ngalerne: {error:#}");
+                    eprintln!("\ngalerne: {}", crate::report(&error));
                 },
                 // Dropping the answer's stream resets it, and the host stops computing.
                 _ = tokio::signal::ctrl_c() => println!("\n[stopped]"),
@@ -142,7 +167,8 @@ impl<'a> Conversation<'a> {
     async fn ask(&mut self, prompt: &str) -> Result<()> {
         self.messages.push(json!({"role": "user", "content": prompt}));
         let answer = self.stream().await?;
-        self.messages.push(json!({"role": "assistant", "content": answer}));
+        self.messages
+            .push(json!({"role": "assistant", "content": answer}));
         Ok(())
     }
 
@@ -160,14 +186,24 @@ impl<'a> Conversation<'a> {
         set("temperature", args.temperature.map(Value::from));
         set("seed", args.seed.map(Value::from));
         set("max_tokens", args.max_tokens.map(Value::from));
-        set("sampler", args.sampler.as_ref().map(|name| json!({"name": name, "params": {}})));
+        set(
+            "sampler",
+            args.sampler
+                .as_ref()
+                .map(|name| json!({"name": name, "params": {}})),
+        );
         body
     }
 
     async fn stream(&self) -> Result<String> {
         let begin = Instant::now();
         let mut stream = self.client.sse("/v1/chat/completions", &self.body()).await?;
-        let mut timing = Timing { begin, first: None, last: begin, tokens: 0 };
+        let mut timing = Timing {
+            begin,
+            first: None,
+            last: begin,
+            tokens: 0,
+        };
         let mut answer = String::new();
         while let Some(event) = stream.next().await? {
             let chunk: Value = serde_json::from_str(&event.data).context("read an event of the answer")?;
@@ -218,6 +254,9 @@ impl Timing {
         } else {
             String::new()
         };
-        format!("[TTFT {ttft_ms:.0} ms · {} tokens{speed} · {transport}]", self.tokens)
+        format!(
+            "[TTFT {ttft_ms:.0} ms · {} tokens{speed} · {transport}]",
+            self.tokens
+        )
     }
 }

@@ -27,10 +27,21 @@ pub(super) struct DoctorArgs {
 pub(super) fn run(data: &DataArgs, args: &DoctorArgs) -> Result<()> {
     let info = load::device(&DeviceArgs::default())?.info();
     println!("version      {}", env!("CARGO_PKG_VERSION"));
-    println!("cpu          {} with {} threads (detected: {})", info.isa, info.threads, Isa::detect().name());
-    let memory = memory_bytes().map_or_else(|| "unknown".to_owned(), |bytes| HumanBytes(bytes as u64).to_string());
+    println!(
+        "cpu          {} with {} threads (detected: {})",
+        info.isa,
+        info.threads,
+        Isa::detect().name()
+    );
+    let memory = memory_bytes().map_or_else(
+        || "unknown".to_owned(),
+        |bytes| HumanBytes(bytes as u64).to_string(),
+    );
     println!("memory       {memory}");
-    println!("gpu          none used: this build has no CUDA device{}", driver_note());
+    println!(
+        "gpu          none used: this build has no CUDA device{}",
+        driver_note()
+    );
     println!("guests       {}", embedded());
     println!("ports        {}", ports(args));
     let folder = data.folder()?;
@@ -73,9 +84,21 @@ fn ports(args: &DoctorArgs) -> String {
         Ok(()) => parts.push(format!("{what} {port} free")),
         Err(error) => parts.push(format!("{what} {port} not free ({error})")),
     };
-    check("udp", args.port, UdpSocket::bind(("127.0.0.1", args.port)).map(drop));
-    check("tcp", args.port, TcpListener::bind(("127.0.0.1", args.port)).map(drop));
-    check("tcp", args.http_port, TcpListener::bind(("127.0.0.1", args.http_port)).map(drop));
+    check(
+        "udp",
+        args.port,
+        UdpSocket::bind(("127.0.0.1", args.port)).map(drop),
+    );
+    check(
+        "tcp",
+        args.port,
+        TcpListener::bind(("127.0.0.1", args.port)).map(drop),
+    );
+    check(
+        "tcp",
+        args.http_port,
+        TcpListener::bind(("127.0.0.1", args.http_port)).map(drop),
+    );
     parts.join(", ")
 }
 

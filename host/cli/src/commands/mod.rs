@@ -13,13 +13,26 @@ use crate::config::DataArgs;
 
 /// Serves open-weight language models whose behaviour is programmed by sandboxed WebAssembly guests.
 #[derive(Debug, Parser)]
-#[command(name = "galerne", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "A first tour:\n  galerne model import model.gguf --name mymodel\n  galerne serve\n  galerne chat \"Hello\"")]
+#[command(
+    name = "galerne",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "A first tour:\n  galerne model import model.gguf --name mymodel\n  galerne serve\n  galerne chat \"Hello\""
+)]
 pub struct Cli {
     #[command(flatten)]
     data: DataArgs,
     /// Log filter, as in RUST_LOG: error, warn, info, debug, or per crate
-    #[arg(long, value_name = "FILTER", env = "GALERNE_LOG", default_value = "warn", global = true)]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "GALERNE_LOG",
+        default_value = "warn",
+        global = true
+    )]
     log: String,
     #[command(subcommand)]
     command: Command,
@@ -48,7 +61,10 @@ impl Cli {
     /// What went wrong and what to do, for the person at the terminal.
     pub fn run(self) -> Result<()> {
         let filter = tracing_subscriber::EnvFilter::try_new(&self.log)?;
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .init();
         match self.command {
             Command::Serve(args) => serve::run(&self.data, args),
             Command::Chat(args) => chat::run(&self.data, args),

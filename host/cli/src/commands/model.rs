@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::SystemTime;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use galerne_plugin::{PluginHost, PluginOptions};
 use galerne_store::import::{self, ImportRequest, Progress};
@@ -68,7 +68,11 @@ pub(super) fn run(data: &DataArgs, command: ModelCommand) -> Result<()> {
 fn import(folder: &Path, args: ImportArgs) -> Result<()> {
     let store = Store::new(folder);
     let plugins = PluginHost::new(PluginOptions::default())?;
-    let chooser = Chooser { host: &plugins, architecture: args.architecture, chat: args.chat };
+    let chooser = Chooser {
+        host: &plugins,
+        architecture: args.architecture,
+        chat: args.chat,
+    };
     cancel_on_ctrl_c()?;
     let request = ImportRequest {
         source: &args.source,
@@ -79,15 +83,20 @@ fn import(folder: &Path, args: ImportArgs) -> Result<()> {
         replace: args.replace,
         now: SystemTime::now(),
     };
-    let package = import::import(&request, &chooser, &Bar::default(), &CANCELLED)
-        .with_context(|| format!("import {}", args.source.display()))?;
-    println!("imported \"{}\" into {}", package.manifest().name, package.dir().display());
+    let package = import::import(&request, &chooser, &Bar::default(), &CANCELLED)?;
+    println!(
+        "imported \"{}\" into {}",
+        package.manifest().name,
+        package.dir().display()
+    );
     Ok(())
 }
 
 /// The first Ctrl-C stops the import cleanly (nothing half-made stays behind); the next one kills.
 fn cancel_on_ctrl_c() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     std::thread::spawn(move || {
         runtime.block_on(async {
             if tokio::signal::ctrl_c().await.is_ok() {
@@ -108,7 +117,9 @@ struct Bar(Mutex<Option<ProgressBar>>);
 impl Progress for Bar {
     fn stage(&self, name: &str, total_bytes: u64) {
         let bar = ProgressBar::new(total_bytes);
-        if let Ok(style) = ProgressStyle::with_template("{msg:<22} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{msg:<22} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+        {
             bar.set_style(style);
         }
         bar.set_message(name.to_owned());
@@ -131,11 +142,22 @@ impl Progress for Bar {
 fn list(folder: &Path) -> Result<()> {
     let models = Store::new(folder).list()?;
     if models.is_empty() {
-        println!("no models in {}; import one with `galerne model import SOURCE --name NAME`", folder.display());
+        println!(
+            "no models in {}; import one with `galerne model import SOURCE --name NAME`",
+            folder.display()
+        );
         return Ok(());
     }
-    let width = models.iter().map(|model| model.name.len()).max().unwrap_or(0).max(4);
-    println!("{:<width$}  {:<10}  {:<10}  {:>10}  LICENCE", "NAME", "VERSION", "TYPE", "SIZE");
+    let width = models
+        .iter()
+        .map(|model| model.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(4);
+    println!(
+        "{:<width$}  {:<10}  {:<10}  {:>10}  LICENCE",
+        "NAME", "VERSION", "TYPE", "SIZE"
+    );
     for model in models {
         let size = indicatif::HumanBytes(model.size_bytes).to_string();
         match model.manifest {

@@ -74,9 +74,15 @@ pub(super) fn run(data: &DataArgs, args: ServeArgs) -> Result<()> {
             CongestionArg::Bbr => Congestion::Bbr,
             CongestionArg::Cubic => Congestion::Cubic,
         },
-        limits: TransportLimits { drain_timeout: Duration::from_secs(args.drain_seconds), ..TransportLimits::default() },
+        limits: TransportLimits {
+            drain_timeout: Duration::from_secs(args.drain_seconds),
+            ..TransportLimits::default()
+        },
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let bound = serve::bind(options, api::router(Arc::clone(&state))).await?;
         announce(bound.local_addr(), bound.http_addr(), begin.elapsed());
@@ -104,7 +110,9 @@ fn parse_http(text: &str) -> Result<Option<SocketAddr>> {
     if text == "off" {
         return Ok(None);
     }
-    text.parse().map(Some).with_context(|| format!("--http: expected ADDR:PORT or off, got \"{text}\""))
+    text.parse()
+        .map(Some)
+        .with_context(|| format!("--http: expected ADDR:PORT or off, got \"{text}\""))
 }
 
 fn load_models(folder: &Path, args: &ServeArgs, plugins: &PluginHost) -> Result<ApiState> {
@@ -127,7 +135,10 @@ fn load_models(folder: &Path, args: &ServeArgs, plugins: &PluginHost) -> Result<
                 models.insert(name, Arc::new(model));
             }
             // One bad package must not keep the others from being served; asked for by name it is an error.
-            Err(error) if args.models.is_empty() => eprintln!("galerne: model \"{name}\" is not served: {error:#}"),
+            Err(error) if args.models.is_empty() => eprintln!(
+                "galerne: model \"{name}\" is not served: {}",
+                crate::report(&error)
+            ),
             Err(error) => return Err(error),
         }
     }
@@ -162,14 +173,22 @@ fn load_model(
 
 /// When the package was made: its manifest is the last file an import writes.
 fn created_unix_s(package: &Path) -> u64 {
-    let modified = package.join("galerne.toml").metadata().and_then(|metadata| metadata.modified());
-    let since = modified.ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let modified = package
+        .join("galerne.toml")
+        .metadata()
+        .and_then(|metadata| metadata.modified());
+    let since = modified
+        .ok()
+        .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     since.map_or(0, |since| since.as_secs())
 }
 
 fn tls_files(folder: &Path, args: &ServeArgs) -> Result<TlsFiles> {
     if let (Some(cert), Some(key)) = (&args.cert, &args.key) {
-        return Ok(TlsFiles { cert: cert.clone(), key: key.clone() });
+        return Ok(TlsFiles {
+            cert: cert.clone(),
+            key: key.clone(),
+        });
     }
     let names = vec!["localhost".to_owned(), args.listen.ip().to_string()];
     Ok(DevCertificate::load_or_create(&folder.join("tls"), SystemTime::now(), &names)?.files)
@@ -178,8 +197,16 @@ fn tls_files(folder: &Path, args: &ServeArgs) -> Result<TlsFiles> {
 /// One line per address, then `ready`: programs that start a host read these. A closed output is no reason to stop.
 fn announce(listen: SocketAddr, http: Option<SocketAddr>, took: Duration) {
     let mut out = std::io::stdout().lock();
-    let host = if listen.ip().is_loopback() { "localhost".to_owned() } else { listen.ip().to_string() };
-    let _ = writeln!(out, "https https://{host}:{} (HTTP/3, HTTP/2, HTTP/1.1)", listen.port());
+    let host = if listen.ip().is_loopback() {
+        "localhost".to_owned()
+    } else {
+        listen.ip().to_string()
+    };
+    let _ = writeln!(
+        out,
+        "https https://{host}:{} (HTTP/3, HTTP/2, HTTP/1.1)",
+        listen.port()
+    );
     if let Some(http) = http {
         let _ = writeln!(out, "http http://{http} (this machine only)");
     }

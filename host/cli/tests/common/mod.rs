@@ -18,7 +18,10 @@ pub(crate) const MODEL: &str = "smollm2";
 
 /// The workspace's root.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace is there")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the workspace is there")
 }
 
 /// A file of `tests/golden`, parsed.
@@ -36,7 +39,10 @@ pub(crate) fn gguf() -> Option<PathBuf> {
     if file.exists() {
         return Some(file);
     }
-    eprintln!("SKIPPED: no demo model at {}; `cargo xtask test` fetches it", file.display());
+    eprintln!(
+        "SKIPPED: no demo model at {}; `cargo xtask test` fetches it",
+        file.display()
+    );
     None
 }
 
@@ -51,12 +57,20 @@ pub(crate) fn data() -> Option<&'static Path> {
     static DATA: OnceLock<Option<PathBuf>> = OnceLock::new();
     DATA.get_or_init(|| {
         let source = gguf()?;
-        let binary = std::env::current_exe().ok()?.file_stem()?.to_string_lossy().into_owned();
+        let binary = std::env::current_exe()
+            .ok()?
+            .file_stem()?
+            .to_string_lossy()
+            .into_owned();
         let folder = root().join("target/test-data").join(binary);
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("make the test's data folder");
         let store = Store::new(&folder);
-        let chooser = Chooser { host: plugins(), architecture: None, chat: None };
+        let chooser = Chooser {
+            host: plugins(),
+            architecture: None,
+            chat: None,
+        };
         let request = ImportRequest {
             source: &source,
             models_dir: store.models_dir(),
@@ -85,15 +99,26 @@ impl Host {
     pub(crate) fn start(data: &Path, extra: &[&str]) -> Self {
         let begin = Instant::now();
         let mut child = Command::new(env!("CARGO_BIN_EXE_galerne"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--http",
+                "127.0.0.1:0",
+                "--data",
+            ])
             .arg(data)
             .args(extra)
             .stdout(Stdio::piped())
             .spawn()
             .expect("start galerne serve");
         let stdout = child.stdout.take().expect("its output is piped");
-        let mut host =
-            Self { child, https: String::new(), http: String::new(), ready_after: Duration::ZERO };
+        let mut host = Self {
+            child,
+            https: String::new(),
+            http: String::new(),
+            ready_after: Duration::ZERO,
+        };
         for line in BufReader::new(stdout).lines() {
             let line = line.expect("read the host's output");
             let address = |rest: &str| rest.split_whitespace().next().unwrap_or_default().to_owned();

@@ -9,8 +9,8 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse as _, Response};
 use galerne_core::chat::{ChatError, ChatOptions, Delta, Message, ToolCall, ToolSpec};
 use galerne_core::guest::ChatParser;
-use galerne_engine::request::Sampling;
 use galerne_core::ids::TokenId;
+use galerne_engine::request::Sampling;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
@@ -39,12 +39,23 @@ pub(super) async fn chat(
     let request = read(&fields, &state, &model)?;
     let (prompt, sampling, parser, request) = prepare(&state, &model, request).await?;
     let ids = request.params.return_token_ids.then(|| prompt.clone());
-    let generation = Generation::start(&state, &model, &request.params, prompt, sampling, request.logprobs)?;
+    let generation = Generation::start(
+        &state,
+        &model,
+        &request.params,
+        prompt,
+        sampling,
+        request.logprobs,
+    )?;
     let id = format!("chatcmpl-{:016x}", state.unique());
     let answer = ChatAnswer {
         generation,
         parser: Some(parser),
-        head: Head { id, created: super::now_unix_s(), model: model.name.clone() },
+        head: Head {
+            id,
+            created: super::now_unix_s(),
+            model: model.name.clone(),
+        },
         logprobs: request.logprobs.is_some(),
         prompt_token_ids: ids,
         return_token_ids: request.params.return_token_ids,
@@ -52,12 +63,18 @@ pub(super) async fn chat(
         calls: 0,
         stage: Stage::First,
     };
-    if request.params.stream { Ok(sse::respond(answer)) } else { answer.whole().await }
+    if request.params.stream {
+        Ok(sse::respond(answer))
+    } else {
+        answer.whole().await
+    }
 }
 
 fn read(fields: &Fields<'_>, state: &ApiState, model: &ServedModel) -> Result<ChatRequest, ApiError> {
     let params = Params::read(fields, state, model)?;
-    let list = fields.list("messages")?.ok_or_else(|| ApiError::field("messages", "an array", "nothing"))?;
+    let list = fields
+        .list("messages")?
+        .ok_or_else(|| ApiError::field("messages", "an array", "nothing"))?;
     if list.is_empty() || list.len() > state.limits().messages_max {
         let expected = format!("from 1 to {} messages", state.limits().messages_max);
         return Err(ApiError::field("messages", &expected, list.len()));
@@ -70,9 +87,20 @@ fn read(fields: &Fields<'_>, state: &ApiState, model: &ServedModel) -> Result<Ch
     let logprobs = match (fields.flag("logprobs")?, fields.integer("top_logprobs", 0, 20)?) {
         (true, top) => Some(u32::try_from(top.unwrap_or(0)).unwrap_or(0)),
         (false, None | Some(0)) => None,
-        (false, Some(_)) => return Err(ApiError::field("top_logprobs", "logprobs to be true with it", "false")),
+        (false, Some(_)) => {
+            return Err(ApiError::field(
+                "top_logprobs",
+                "logprobs to be true with it",
+                "false",
+            ));
+        }
     };
-    Ok(ChatRequest { params, messages, tools: tools(fields)?, logprobs })
+    Ok(ChatRequest {
+        params,
+        messages,
+        tools: tools(fields)?,
+        logprobs,
+    })
 }
 
 fn message(value: &Value, path: &str) -> Result<Message, ApiError> {
@@ -82,12 +110,19 @@ fn message(value: &Value, path: &str) -> Result<Message, ApiError> {
         role @ ("system" | "user" | "assistant" | "tool") => role,
         other => {
             let expected = "system, developer, user, assistant or tool";
-            return Err(ApiError::field(format!("{path}.role"), expected, format!("\"{other}\"")));
+            return Err(ApiError::field(
+                format!("{path}.role"),
+                expected,
+                format!("\"{other}\""),
+            ));
         }
     };
     let calls = match fields.list("tool_calls")? {
         None => Vec::new(),
-        Some(calls) => calls.iter().map(|call| tool_call(call, path)).collect::<Result<_, _>>()?,
+        Some(calls) => calls
+            .iter()
+            .map(|call| tool_call(call, path))
+            .collect::<Result<_, _>>()?,
     };
     let content = match fields.value("content") {
         Some(content) => text_of(content, &format!("{path}.content"))?,
@@ -113,7 +148,11 @@ fn text_of(content: &Value, path: &str) -> Result<String, ApiError> {
                 _ => Err(ApiError::field(path, "text parts only", short(&part["type"]))),
             })
             .collect(),
-        other => Err(ApiError::field(path, "a string or an array of text parts", short(other))),
+        other => Err(ApiError::field(
+            path,
+            "a string or an array of text parts",
+            short(other),
+        )),
     }
 }
 
@@ -135,7 +174,11 @@ fn tools(fields: &Fields<'_>) -> Result<Vec<ToolSpec>, ApiError> {
         None => "auto",
         Some(Value::String(choice)) if choice == "auto" || choice == "none" => choice,
         Some(other) => {
-            return Err(ApiError::field("tool_choice", "auto or none (forced calls are not supported yet)", short(other)));
+            return Err(ApiError::field(
+                "tool_choice",
+                "auto or none (forced calls are not supported yet)",
+                short(other),
+            ));
         }
     };
     let list = match fields.list("tools")? {
@@ -145,7 +188,9 @@ fn tools(fields: &Fields<'_>) -> Result<Vec<ToolSpec>, ApiError> {
     list.iter()
         .map(|tool| {
             let tool = Fields::of(&tool["function"], "tools.function")?;
-            let parameters = tool.value("parameters").map_or_else(|| json!({"type": "object"}).to_string(), Value::to_string);
+            let parameters = tool
+                .value("parameters")
+                .map_or_else(|| json!({"type": "object"}).to_string(), Value::to_string);
             Ok(ToolSpec {
                 name: tool.required_text("name")?.to_owned(),
                 description: tool.text("description")?.unwrap_or_default().to_owned(),
@@ -165,7 +210,10 @@ async fn prepare(
 ) -> Result<Prepared, ApiError> {
     let (state, model) = (Arc::clone(state), Arc::clone(model));
     blocking(move || {
-        let options = ChatOptions { add_generation_prompt: true, template: model.template.clone() };
+        let options = ChatOptions {
+            add_generation_prompt: true,
+            template: model.template.clone(),
+        };
         let segments = model.chat.render(&request.messages, &request.tools, &options)?;
         let prompt = model.tokenizer.encode_segments(&segments)?;
         let sampling = request.params.sampling(&state, &model)?;
@@ -214,7 +262,11 @@ impl ChatAnswer {
         };
         let text = piece.text.clone();
         let (parser, deltas) = blocking(move || {
-            let mut deltas = if text.is_empty() { Vec::new() } else { parser.push(&text)? };
+            let mut deltas = if text.is_empty() {
+                Vec::new()
+            } else {
+                parser.push(&text)?
+            };
             if finished {
                 deltas.extend(parser.finish()?);
             }
@@ -226,7 +278,13 @@ impl ChatAnswer {
     }
 
     fn finish_reason(&self, piece: &Piece) -> Option<&'static str> {
-        piece.finish.map(|reason| if self.calls > 0 && reason == "stop" { "tool_calls" } else { reason })
+        piece.finish.map(|reason| {
+            if self.calls > 0 && reason == "stop" {
+                "tool_calls"
+            } else {
+                reason
+            }
+        })
     }
 
     fn logprobs_of(&self, piece: &Piece) -> Value {
@@ -243,7 +301,11 @@ impl ChatAnswer {
             .iter()
             .map(|(token, logprobs)| {
                 let mut value = entry(*token, logprobs.logprob);
-                value["top_logprobs"] = logprobs.top.iter().map(|top| entry(top.token, top.logprob)).collect();
+                value["top_logprobs"] = logprobs
+                    .top
+                    .iter()
+                    .map(|top| entry(top.token, top.logprob))
+                    .collect();
                 value
             })
             .collect();
@@ -270,21 +332,34 @@ impl ChatAnswer {
                 }
             }
             finish = self.finish_reason(&piece);
-            logprobs.extend(self.logprobs_of(&piece)["content"].as_array().cloned().unwrap_or_default());
+            logprobs.extend(
+                self.logprobs_of(&piece)["content"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default(),
+            );
             tokens.extend(piece.tokens);
         }
         let mut message = Map::new();
         message.insert("role".to_owned(), json!("assistant"));
         let empty = content.is_empty() && !calls.is_empty();
-        message.insert("content".to_owned(), if empty { Value::Null } else { json!(content) });
+        message.insert(
+            "content".to_owned(),
+            if empty { Value::Null } else { json!(content) },
+        );
         if !reasoning.is_empty() {
             message.insert("reasoning_content".to_owned(), json!(reasoning));
         }
         if !calls.is_empty() {
             message.insert("tool_calls".to_owned(), json!(calls));
         }
-        let logprobs = if self.logprobs { json!({"content": logprobs}) } else { Value::Null };
-        let mut choice = json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish});
+        let logprobs = if self.logprobs {
+            json!({"content": logprobs})
+        } else {
+            Value::Null
+        };
+        let mut choice =
+            json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish});
         let mut body = json!({"id": self.head.id, "object": "chat.completion", "created": self.head.created,
             "model": self.head.model, "usage": self.generation.usage()});
         if self.return_token_ids {
@@ -307,7 +382,9 @@ impl ChatAnswer {
             .map(|delta| match delta {
                 Delta::Content(text) => json!({"content": text}),
                 Delta::Reasoning(text) => json!({"reasoning_content": text}),
-                Delta::ToolCall { name, arguments_json } => json!({"tool_calls": [self.call(&name, &arguments_json)]}),
+                Delta::ToolCall { name, arguments_json } => {
+                    json!({"tool_calls": [self.call(&name, &arguments_json)]})
+                }
             })
             .collect();
         let finish = self.finish_reason(piece);
@@ -360,7 +437,9 @@ impl Answer for ChatAnswer {
                 if piece.finish.is_some() {
                     self.stage = Stage::Usage;
                 }
-                Ok(Some(self.chunks(deltas, &piece).into_iter().map(Frame::Json).collect()))
+                Ok(Some(
+                    self.chunks(deltas, &piece).into_iter().map(Frame::Json).collect(),
+                ))
             }
             Stage::Usage => {
                 self.stage = Stage::Done;

@@ -36,12 +36,22 @@ pub(super) async fn completions(
     let mut params = Params::read(&fields, &state, &model)?;
     params.tokens_max = params.tokens_max.or(Some(TOKENS_MAX_DEFAULT));
     if fields.text("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(ApiError::field("suffix", "nothing (filling in the middle is not supported yet)", "a string"));
+        return Err(ApiError::field(
+            "suffix",
+            "nothing (filling in the middle is not supported yet)",
+            "a string",
+        ));
     }
-    let logprobs = fields.integer("logprobs", 0, 20)?.and_then(|top| u32::try_from(top).ok());
+    let logprobs = fields
+        .integer("logprobs", 0, 20)?
+        .and_then(|top| u32::try_from(top).ok());
     let echo = fields.flag("echo")?;
     if echo && logprobs.is_some() {
-        return Err(ApiError::field("echo", "no logprobs with it (not supported yet)", "both"));
+        return Err(ApiError::field(
+            "echo",
+            "no logprobs with it (not supported yet)",
+            "both",
+        ));
     }
     let prompt = prompt(&fields)?;
     let (prompt, sampling, params) = {
@@ -69,13 +79,25 @@ pub(super) async fn completions(
         ended: false,
         done: false,
     };
-    if params.stream { Ok(sse::respond(answer)) } else { answer.whole().await }
+    if params.stream {
+        Ok(sse::respond(answer))
+    } else {
+        answer.whole().await
+    }
 }
 
 /// One prompt, as text or token ids, bare or in an array of one.
 fn prompt(fields: &Fields<'_>) -> Result<Prompt, ApiError> {
-    let value = fields.value("prompt").ok_or_else(|| ApiError::field("prompt", "a string or token ids", "nothing"))?;
-    let several = || ApiError::field("prompt", "one prompt (several at once are not supported yet)", "several");
+    let value = fields
+        .value("prompt")
+        .ok_or_else(|| ApiError::field("prompt", "a string or token ids", "nothing"))?;
+    let several = || {
+        ApiError::field(
+            "prompt",
+            "one prompt (several at once are not supported yet)",
+            "several",
+        )
+    };
     match value {
         Value::String(text) => Ok(Prompt::Text(text.clone())),
         Value::Array(list) => match list.as_slice() {
@@ -84,7 +106,11 @@ fn prompt(fields: &Fields<'_>) -> Result<Prompt, ApiError> {
             [Value::String(_) | Value::Array(_), ..] => Err(several()),
             tokens => token_ids(tokens).map(Prompt::Tokens),
         },
-        other => Err(ApiError::field("prompt", "a string or an array of token ids", short(other))),
+        other => Err(ApiError::field(
+            "prompt",
+            "a string or an array of token ids",
+            short(other),
+        )),
     }
 }
 
@@ -144,10 +170,14 @@ impl TextAnswer {
             offset += text.chars().count();
             tokens.push(text);
             own.push(logprobs.logprob);
-            let mut top: Map<String, Value> =
-                logprobs.top.iter().map(|top| (token_text(model, top.token).0, json!(top.logprob))).collect();
+            let mut top: Map<String, Value> = logprobs
+                .top
+                .iter()
+                .map(|top| (token_text(model, top.token).0, json!(top.logprob)))
+                .collect();
             // OpenAI adds the drawn token where it is not among the best.
-            top.entry(token_text(model, *token).0).or_insert(json!(logprobs.logprob));
+            top.entry(token_text(model, *token).0)
+                .or_insert(json!(logprobs.logprob));
             tops.push(Value::Object(top));
         }
         self.text_offset = offset;
@@ -155,7 +185,10 @@ impl TextAnswer {
     }
 
     async fn whole(mut self) -> Result<Response, ApiError> {
-        let mut all = Piece { text: self.echoed.take().unwrap_or_default(), ..Piece::default() };
+        let mut all = Piece {
+            text: self.echoed.take().unwrap_or_default(),
+            ..Piece::default()
+        };
         while let Some(piece) = self.generation.next().await? {
             all.text.push_str(&piece.text);
             all.tokens.extend(piece.tokens);

@@ -28,7 +28,14 @@ pub struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, message: message.into(), param: None, code: None, retry_after_s: None }
+        Self {
+            status,
+            kind,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after_s: None,
+        }
     }
 
     /// The request is wrong as a whole.
@@ -46,7 +53,11 @@ impl ApiError {
 
     /// No such route.
     pub(crate) fn no_route(method: &str, path: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", format!("no route {method} {path}"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            format!("no route {method} {path}"),
+        )
     }
 
     /// The route has other methods.
@@ -92,7 +103,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.to_json())).into_response();
         if let Some(seconds) = self.retry_after_s {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -107,7 +120,10 @@ impl From<SubmitError> for ApiError {
                 error.retry_after_s = Some(retry_after_ms.div_ceil(1_000).max(1));
                 error
             }
-            SubmitError::ShuttingDown => Self { message, ..Self::not_ready() },
+            SubmitError::ShuttingDown => Self {
+                message,
+                ..Self::not_ready()
+            },
             SubmitError::PromptTooLong { .. } | SubmitError::NeverFits { .. } => {
                 let mut error = Self::invalid(message);
                 error.code = Some("context_length_exceeded");
@@ -130,7 +146,10 @@ impl From<SequenceError> for ApiError {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "guest_error", message)
             }
             SequenceError::Device(_) => Self::internal(message),
-            SequenceError::EngineStopped => Self { message, ..Self::not_ready() },
+            SequenceError::EngineStopped => Self {
+                message,
+                ..Self::not_ready()
+            },
         }
     }
 }
@@ -139,7 +158,11 @@ impl From<GuestError> for ApiError {
     fn from(error: GuestError) -> Self {
         match error {
             GuestError::Refused { message, .. } => Self::invalid(message),
-            other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "guest_error", other.to_string()),
+            other => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "guest_error",
+                other.to_string(),
+            ),
         }
     }
 }

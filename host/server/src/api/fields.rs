@@ -17,13 +17,20 @@ impl<'a> Fields<'a> {
     pub(super) fn of(value: &'a Value, path: &'a str) -> Result<Self, ApiError> {
         match value.as_object() {
             Some(object) => Ok(Self { object, path }),
-            None if path.is_empty() => Err(ApiError::invalid(format!("body: expected a JSON object, got {}", kind(value)))),
+            None if path.is_empty() => Err(ApiError::invalid(format!(
+                "body: expected a JSON object, got {}",
+                kind(value)
+            ))),
             None => Err(ApiError::field(path, "an object", kind(value))),
         }
     }
 
     fn name(&self, field: &str) -> String {
-        if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
+        if self.path.is_empty() {
+            field.to_owned()
+        } else {
+            format!("{}.{field}", self.path)
+        }
     }
 
     /// The value, unless it is absent or null.
@@ -37,8 +44,12 @@ impl<'a> Fields<'a> {
         expected: &str,
         read: impl FnOnce(&'a Value) -> Option<T>,
     ) -> Result<Option<T>, ApiError> {
-        let Some(value) = self.value(field) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| ApiError::field(self.name(field), expected, short(value)))
+        let Some(value) = self.value(field) else {
+            return Ok(None);
+        };
+        read(value)
+            .map(Some)
+            .ok_or_else(|| ApiError::field(self.name(field), expected, short(value)))
     }
 
     pub(super) fn text(&self, field: &str) -> Result<Option<&'a str>, ApiError> {
@@ -46,11 +57,14 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn required_text(&self, field: &str) -> Result<&'a str, ApiError> {
-        self.text(field)?.ok_or_else(|| ApiError::field(self.name(field), "a string", "nothing"))
+        self.text(field)?
+            .ok_or_else(|| ApiError::field(self.name(field), "a string", "nothing"))
     }
 
     pub(super) fn flag(&self, field: &str) -> Result<bool, ApiError> {
-        Ok(self.typed(field, "true or false", Value::as_bool)?.unwrap_or(false))
+        Ok(self
+            .typed(field, "true or false", Value::as_bool)?
+            .unwrap_or(false))
     }
 
     pub(super) fn list(&self, field: &str) -> Result<Option<&'a Vec<Value>>, ApiError> {
@@ -59,13 +73,18 @@ impl<'a> Fields<'a> {
 
     pub(super) fn integer(&self, field: &str, low: u64, high: u64) -> Result<Option<u64>, ApiError> {
         let expected = format!("an integer from {low} to {high}");
-        self.typed(field, &expected, |value| value.as_u64().filter(|number| (low..=high).contains(number)))
+        self.typed(field, &expected, |value| {
+            value.as_u64().filter(|number| (low..=high).contains(number))
+        })
     }
 
     pub(super) fn number(&self, field: &str, low: f32, high: f32, default: f32) -> Result<f32, ApiError> {
         let expected = format!("a number from {low} to {high}");
         let read = |value: &Value| {
-            value.as_f64().map(|number| number as f32).filter(|number| (low..=high).contains(number))
+            value
+                .as_f64()
+                .map(|number| number as f32)
+                .filter(|number| (low..=high).contains(number))
         };
         Ok(self.typed(field, &expected, read)?.unwrap_or(default))
     }
@@ -86,5 +105,9 @@ pub(super) fn kind(value: &Value) -> &'static str {
 /// The value if it is short, else its kind: an error does not repeat a prompt.
 pub(super) fn short(value: &Value) -> String {
     let text = value.to_string();
-    if text.len() <= 40 { text } else { kind(value).to_owned() }
+    if text.len() <= 40 {
+        text
+    } else {
+        kind(value).to_owned()
+    }
 }

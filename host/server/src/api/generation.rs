@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use galerne_core::ids::{SequenceId, TokenId};
+use galerne_core::sampling::TokenLogprobs;
 use galerne_engine::handle::EngineHandle;
 use galerne_engine::request::{Event, FinishReason, Request, Sampling};
-use galerne_core::sampling::TokenLogprobs;
 use galerne_store::tokenizer::TokenStream;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -86,7 +86,9 @@ impl Generation {
             tenant,
             salt,
             prompt,
-            tokens_max: params.tokens_max.unwrap_or(u32::try_from(room).unwrap_or(u32::MAX)),
+            tokens_max: params
+                .tokens_max
+                .unwrap_or(u32::try_from(room).unwrap_or(u32::MAX)),
             stop_tokens: model.stop_tokens.clone(),
             ignore_eos: params.ignore_eos,
             sampling,
@@ -101,7 +103,10 @@ impl Generation {
         let id = model.engine.submit(request, Box::new(sink))?;
         Ok(Self {
             state: Arc::clone(state),
-            guard: CancelGuard { engine: model.engine.clone(), id },
+            guard: CancelGuard {
+                engine: model.engine.clone(),
+                id,
+            },
             text: model.tokenizer.stream(),
             stop: StopMatcher::new(params.stops.clone()),
             model: Arc::clone(model),
@@ -123,13 +128,19 @@ impl Generation {
         let mut piece = Piece::default();
         let Some(first) = self.events.recv().await else {
             self.end("error");
-            return Err(ApiError::internal("the engine dropped the sequence without a last event"));
+            return Err(ApiError::internal(
+                "the engine dropped the sequence without a last event",
+            ));
         };
         let mut next = Some(first);
         // What has come meanwhile goes out together.
         while let Some(event) = next {
             self.take(event, &mut piece)?;
-            next = if self.over { None } else { self.events.try_recv().ok() };
+            next = if self.over {
+                None
+            } else {
+                self.events.try_recv().ok()
+            };
         }
         Ok(Some(piece))
     }

@@ -51,7 +51,11 @@ pub fn router(state: Arc<ApiState>) -> Router {
 
 /// Gives each response an id to ask about: the client's own if it is sane.
 async fn request_id(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response {
-    let own = request.headers().get(REQUEST_ID).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).cloned();
+    let own = request
+        .headers()
+        .get(REQUEST_ID)
+        .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
+        .cloned();
     let mut response = next.run(request).await;
     let id = own.or_else(|| HeaderValue::from_str(&format!("req-{:016x}", state.unique())).ok());
     if let Some(id) = id {
@@ -111,5 +115,7 @@ where
 }
 
 fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

@@ -30,7 +30,11 @@ impl Params {
         let tokens = |name| fields.integer(name, 1, u64::from(u32::MAX));
         let tokens_max = tokens("max_completion_tokens")?.or(tokens("max_tokens")?);
         if fields.integer("n", 1, 128)?.is_some_and(|n| n != 1) {
-            return Err(ApiError::field("n", "1 (several answers at once are not supported yet)", "more"));
+            return Err(ApiError::field(
+                "n",
+                "1 (several answers at once are not supported yet)",
+                "more",
+            ));
         }
         let stream = fields.flag("stream")?;
         let include_usage = match fields.value("stream_options") {
@@ -57,11 +61,13 @@ impl Params {
         };
         let factory = Arc::clone(state.sampler(name)?);
         let engine = &model.engine;
-        let session = factory.session(params, engine.vocabulary(), self.seed, engine.waker()).map_err(|error| {
-            let mut error = ApiError::from(error);
-            error.param = Some("sampler.params".to_owned());
-            error
-        })?;
+        let session = factory
+            .session(params, engine.vocabulary(), self.seed, engine.waker())
+            .map_err(|error| {
+                let mut error = ApiError::from(error);
+                error.param = Some("sampler.params".to_owned());
+                error
+            })?;
         Ok(Sampling::Guest(session))
     }
 }
@@ -82,14 +88,26 @@ fn stops(fields: &Fields<'_>, max: usize) -> Result<Vec<String>, ApiError> {
         None => return Ok(Vec::new()),
         Some(Value::String(stop)) => return Ok(vec![stop.clone()]),
         Some(Value::Array(list)) => list,
-        Some(other) => return Err(ApiError::field("stop", "a string or an array of strings", short(other))),
+        Some(other) => {
+            return Err(ApiError::field(
+                "stop",
+                "a string or an array of strings",
+                short(other),
+            ));
+        }
     };
     if list.len() > max {
-        return Err(ApiError::field("stop", &format!("at most {max} strings"), list.len()));
+        return Err(ApiError::field(
+            "stop",
+            &format!("at most {max} strings"),
+            list.len(),
+        ));
     }
     list.iter()
         .map(|stop| {
-            stop.as_str().map(str::to_owned).ok_or_else(|| ApiError::field("stop", "an array of strings", short(stop)))
+            stop.as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| ApiError::field("stop", "an array of strings", short(stop)))
         })
         .collect()
 }
@@ -115,21 +133,33 @@ fn plan(fields: &Fields<'_>, biases_max: usize, model: &ServedModel) -> Result<S
 }
 
 fn biases(fields: &Fields<'_>, max: usize, vocabulary: u32) -> Result<Vec<(TokenId, f32)>, ApiError> {
-    let Some(value) = fields.value("logit_bias") else { return Ok(Vec::new()) };
-    let object =
-        value.as_object().ok_or_else(|| ApiError::field("logit_bias", "an object of token ids", short(value)))?;
+    let Some(value) = fields.value("logit_bias") else {
+        return Ok(Vec::new());
+    };
+    let object = value
+        .as_object()
+        .ok_or_else(|| ApiError::field("logit_bias", "an object of token ids", short(value)))?;
     if object.len() > max {
-        return Err(ApiError::field("logit_bias", &format!("at most {max} entries"), object.len()));
+        return Err(ApiError::field(
+            "logit_bias",
+            &format!("at most {max} entries"),
+            object.len(),
+        ));
     }
     object
         .iter()
         .map(|(token, bias)| {
             let id = token.parse().ok().filter(|id| *id < vocabulary);
             let id = id.ok_or_else(|| {
-                ApiError::field("logit_bias", &format!("token ids below {vocabulary}"), format!("\"{token}\""))
+                ApiError::field(
+                    "logit_bias",
+                    &format!("token ids below {vocabulary}"),
+                    format!("\"{token}\""),
+                )
             })?;
             let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
-            let bias = bias.ok_or_else(|| ApiError::field("logit_bias", "numbers from -100 to 100", token))?;
+            let bias =
+                bias.ok_or_else(|| ApiError::field("logit_bias", "numbers from -100 to 100", token))?;
             Ok((TokenId(id), bias as f32))
         })
         .collect()
@@ -137,7 +167,9 @@ fn biases(fields: &Fields<'_>, max: usize, vocabulary: u32) -> Result<Vec<(Token
 
 /// Name and parameters of the sampling guest, if the request picks one.
 fn sampler(fields: &Fields<'_>, state: &ApiState) -> Result<Option<(String, String)>, ApiError> {
-    let Some(value) = fields.value("sampler") else { return Ok(None) };
+    let Some(value) = fields.value("sampler") else {
+        return Ok(None);
+    };
     let sampler = Fields::of(value, "sampler")?;
     let name = sampler.required_text("name")?;
     state.sampler(name)?;

@@ -65,6 +65,13 @@ impl<A: Answer> Stream<A> {
 
 /// The response that streams this answer. Dropping its body drops the answer.
 pub(super) fn respond<A: Answer>(answer: A) -> Response {
-    let stream = Stream { answer, ready: VecDeque::new(), events: 0, over: false };
-    Sse::new(unfold(stream, Stream::next)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    let stream = Stream {
+        answer,
+        ready: VecDeque::new(),
+        events: 0,
+        over: false,
+    };
+    Sse::new(unfold(stream, Stream::next))
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response()
 }

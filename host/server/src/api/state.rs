@@ -48,7 +48,12 @@ pub struct ApiLimits {
 
 impl Default for ApiLimits {
     fn default() -> Self {
-        Self { body_bytes_max: 4 << 20, stops_max: 16, messages_max: 4_096, biases_max: 1_024 }
+        Self {
+            body_bytes_max: 4 << 20,
+            stops_max: 16,
+            messages_max: 4_096,
+            biases_max: 1_024,
+        }
     }
 }
 
@@ -123,7 +128,11 @@ impl ApiState {
     pub(super) fn sampler(&self, name: &str) -> Result<&Arc<dyn SamplerFactory>, ApiError> {
         self.samplers.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.samplers.keys().map(String::as_str).collect();
-            ApiError::field("sampler.name", &format!("one of: {}", known.join(", ")), format!("\"{name}\""))
+            ApiError::field(
+                "sampler.name",
+                &format!("one of: {}", known.join(", ")),
+                format!("\"{name}\""),
+            )
         })
     }
 

@@ -19,18 +19,37 @@ pub(super) struct Matched {
 impl StopMatcher {
     /// Empty strings are ignored.
     pub(super) fn new(stops: Vec<String>) -> Self {
-        Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
+        Self {
+            stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(),
+            held: String::new(),
+        }
     }
 
     pub(super) fn push(&mut self, text: &str) -> Matched {
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        if let Some(at) = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min()
+        {
             self.held.truncate(at);
-            return Matched { text: std::mem::take(&mut self.held), stopped: true };
+            return Matched {
+                text: std::mem::take(&mut self.held),
+                stopped: true,
+            };
         }
-        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let keep = self
+            .stops
+            .iter()
+            .map(|stop| overlap(&self.held, stop))
+            .max()
+            .unwrap_or(0);
         let tail = self.held.split_off(self.held.len() - keep);
-        Matched { text: std::mem::replace(&mut self.held, tail), stopped: false }
+        Matched {
+            text: std::mem::replace(&mut self.held, tail),
+            stopped: false,
+        }
     }
 
     /// What was held back, at the end.
@@ -82,7 +101,11 @@ mod tests {
             let chars: Vec<String> = text.chars().map(String::from).collect();
             assert_eq!(run(stops, chars.iter().map(String::as_str)), whole, "{text:?}");
             for (cut, _) in text.char_indices() {
-                assert_eq!(run(stops, [&text[..cut], &text[cut..]]), whole, "{text:?} cut at {cut}");
+                assert_eq!(
+                    run(stops, [&text[..cut], &text[cut..]]),
+                    whole,
+                    "{text:?} cut at {cut}"
+                );
             }
         }
         assert_eq!(run(&["aab"], ["aaaab"]), ("aa".to_owned(), true));
