@@ -89,9 +89,9 @@ macro_rules! export_chat {
                 fn finish(&self) -> Vec<wit::Delta> {
                     $crate::chat::Parse::finish(&mut *self.0.borrow_mut())
                 }
-    }
+            }
 
-            $crate::chat::bindings::export!(Export with_types_in $crate::chat::bindings);
+    $crate::chat::bindings::export!(Export with_types_in $crate::chat::bindings);
         };
     };
 }

@@ -93,9 +93,9 @@ macro_rules! export_sampler {
                 fn choose(&self, candidates: Vec<wit::Candidate>) -> u32 {
                     $crate::sampling::Session::choose(&mut *self.0.borrow_mut(), &candidates)
                 }
-    }
+            }
 
-            $crate::sampling::bindings::export!(Export with_types_in $crate::sampling::bindings);
+    $crate::sampling::bindings::export!(Export with_types_in $crate::sampling::bindings);
         };
     };
 }

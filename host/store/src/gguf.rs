@@ -121,6 +121,10 @@ pub enum GgufError {
 }
 
 impl GgufError {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers give a value they are done with"
+    )]
     pub(crate) fn field(field: impl Into<String>, expected: impl Into<String>, got: impl ToString) -> Self {
         Self::Field {
             field: field.into(),

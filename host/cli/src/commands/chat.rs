@@ -51,7 +51,7 @@ pub(super) struct ChatArgs {
     sampler: Option<String>,
 }
 
-pub(super) fn run(data: &DataArgs, args: ChatArgs) -> Result<()> {
+pub(super) fn run(data: &DataArgs, args: &ChatArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -72,7 +72,7 @@ pub(super) fn run(data: &DataArgs, args: ChatArgs) -> Result<()> {
             Some(model) => model.clone(),
             None => only_model(&client).await?,
         };
-        let mut conversation = Conversation::new(&client, &model, &args);
+        let mut conversation = Conversation::new(&client, &model, args);
         if let Some(prompt) = &args.prompt {
             conversation.ask(prompt).await
         } else {

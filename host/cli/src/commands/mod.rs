@@ -66,8 +66,8 @@ impl Cli {
             .with_writer(std::io::stderr)
             .init();
         match self.command {
-            Command::Serve(args) => serve::run(&self.data, args),
-            Command::Chat(args) => chat::run(&self.data, args),
+            Command::Serve(args) => serve::run(&self.data, &args),
+            Command::Chat(args) => chat::run(&self.data, &args),
             Command::Model(command) => model::run(&self.data, command),
             Command::Doctor(args) => doctor::run(&self.data, &args),
             Command::Bench(command) => bench::run(&self.data, command),

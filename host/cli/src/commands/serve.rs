@@ -59,13 +59,13 @@ enum CongestionArg {
     Cubic,
 }
 
-pub(super) fn run(data: &DataArgs, args: ServeArgs) -> Result<()> {
+pub(super) fn run(data: &DataArgs, args: &ServeArgs) -> Result<()> {
     let begin = Instant::now();
     let folder = data.folder()?;
     let http = parse_http(&args.http)?;
     let plugins = PluginHost::new(PluginOptions::default())?;
-    let state = Arc::new(load_models(&folder, &args, &plugins)?);
-    let tls = tls_files(&folder, &args)?;
+    let state = Arc::new(load_models(&folder, args, &plugins)?);
+    let tls = tls_files(&folder, args)?;
     let options = ServeOptions {
         listen: args.listen,
         http,

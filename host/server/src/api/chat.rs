@@ -370,7 +370,7 @@ impl ChatAnswer {
         Ok(Json(body).into_response())
     }
 
-    fn chunk(&self, choices: Value) -> Value {
+    fn chunk(&self, choices: &Value) -> Value {
         json!({"id": self.head.id, "object": "chat.completion.chunk", "created": self.head.created,
             "model": self.head.model, "choices": choices})
     }
@@ -405,7 +405,7 @@ impl ChatAnswer {
                         choice["token_ids"] = json!(piece.tokens);
                     }
                 }
-                self.chunk(json!([choice]))
+                self.chunk(&json!([choice]))
             })
             .collect()
     }
@@ -422,7 +422,7 @@ impl Answer for ChatAnswer {
                 self.stage = Stage::Running;
                 let delta = json!({"role": "assistant", "content": ""});
                 let choice = json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": null});
-                let mut chunk = self.chunk(json!([choice]));
+                let mut chunk = self.chunk(&json!([choice]));
                 if let Some(ids) = self.prompt_token_ids.take() {
                     chunk["prompt_token_ids"] = json!(ids);
                 }
@@ -445,7 +445,7 @@ impl Answer for ChatAnswer {
                 self.stage = Stage::Done;
                 let mut frames = Vec::new();
                 if self.include_usage {
-                    let mut chunk = self.chunk(json!([]));
+                    let mut chunk = self.chunk(&json!([]));
                     chunk["usage"] = self.generation.usage();
                     frames.push(Frame::Json(chunk));
                 }

@@ -152,7 +152,7 @@ struct TextAnswer {
 }
 
 impl TextAnswer {
-    fn body(&self, choices: Value) -> Value {
+    fn body(&self, choices: &Value) -> Value {
         json!({"id": self.id, "object": "text_completion", "created": self.created,
             "model": self.generation.model().name, "choices": choices})
     }
@@ -201,7 +201,7 @@ impl TextAnswer {
             choice["token_ids"] = json!(all.tokens);
             choice["prompt_token_ids"] = json!(self.prompt_token_ids);
         }
-        let mut body = self.body(json!([choice]));
+        let mut body = self.body(&json!([choice]));
         body["usage"] = self.generation.usage();
         Ok(Json(body).into_response())
     }
@@ -220,7 +220,7 @@ impl Answer for TextAnswer {
             self.done = true;
             let mut frames = Vec::new();
             if self.include_usage {
-                let mut chunk = self.body(json!([]));
+                let mut chunk = self.body(&json!([]));
                 chunk["usage"] = self.generation.usage();
                 frames.push(Frame::Json(chunk));
             }
@@ -247,6 +247,6 @@ impl Answer for TextAnswer {
                 choice["prompt_token_ids"] = json!(ids);
             }
         }
-        Ok(Some(vec![Frame::Json(self.body(json!([choice])))]))
+        Ok(Some(vec![Frame::Json(self.body(&json!([choice])))]))
     }
 }

@@ -1,3 +1,5 @@
+//! Broken and lying GGUF files: errors that name the field, no panic, bounded memory.
+
 use proptest::prelude::*;
 
 use super::{Gguf, GgufError, GgufLimits, Value};

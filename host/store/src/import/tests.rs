@@ -1,3 +1,5 @@
+//! Imports of tiny models made here, whole and broken.
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -590,7 +592,8 @@ fn a_sentencepiece_vocabulary_becomes_merges() {
                 .map(|(name, score)| (name.to_owned(), 1, score)),
         )
         .collect();
-    let list = |f: &dyn Fn(&(String, i32, f32)) -> Vec<u8>| pieces.iter().map(f).collect::<Vec<_>>();
+    type Encode<'a> = &'a dyn Fn(&(String, i32, f32)) -> Vec<u8>;
+    let list = |f: Encode<'_>| pieces.iter().map(f).collect::<Vec<_>>();
     builder.text("tokenizer.ggml.model", "llama");
     builder.set(
         "tokenizer.ggml.tokens",

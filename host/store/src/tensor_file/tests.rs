@@ -1,3 +1,5 @@
+//! Safetensors headers, whole and broken.
+
 use std::collections::BTreeMap;
 
 use galerne_core::dtype::DType;

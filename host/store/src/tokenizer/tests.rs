@@ -1,3 +1,5 @@
+//! A tiny tokenizer made here, and the demo model's where it is.
+
 use std::sync::Arc;
 
 use galerne_core::chat::Segment;
