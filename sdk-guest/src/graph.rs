@@ -7,7 +7,7 @@
 //! let x = h.rms_norm("norm.weight", 1e-5);
 //! let h = h + (x.linear("gate.weight").silu() * x.linear("up.weight")).linear("down.weight");
 //! let graph = m.finish(h.output_rows().logits("embed.weight"));
-//! assert_eq!(graph.nodes.len(), 9);
+//! assert_eq!(graph.nodes.len(), 10);
 //! ```
 //!
 //! The builder does not check shapes: the host does, in one place, with errors that name the node.

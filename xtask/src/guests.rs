@@ -5,14 +5,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
+use wit_component::DecodedWasm;
 
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{cargo, workspace_root};
 
-/// Folders under `plugins/`, each a crate `galerne-guest-NAME`.
-const GUESTS: [&str; 4] = ["llama", "chatml", "mirostat", "hostile"];
+/// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the one interface it exports.
+const GUESTS: [(&str, &str); 4] = [
+    ("llama", MODEL),
+    ("chatml", "galerne:chat/format@0.1.0"),
+    ("mirostat", "galerne:sampling/sampling@0.1.0"),
+    ("hostile", MODEL),
+];
+const MODEL: &str = "galerne:model/architecture@0.1.0";
 
 /// The component of a guest.
 pub(crate) fn path(guest: &str) -> PathBuf {
@@ -21,28 +28,35 @@ pub(crate) fn path(guest: &str) -> PathBuf {
         .join(format!("{guest}.wasm"))
 }
 
-/// Builds every guest whose sources, SDK, contract, dependencies or toolchain changed since its last build.
+/// Builds every guest whose sources, SDK, contract, dependencies or compiler changed since its last build.
 pub(crate) fn build_all() -> Result<()> {
-    let stale: Vec<(&str, String)> = GUESTS
-        .iter()
-        .map(|guest| Ok((*guest, digest(guest)?)))
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .filter(|(guest, digest)| !is_fresh(guest, digest))
-        .collect();
+    let toolchain = Toolchain::present();
+    let compiler = toolchain.as_ref().map(Toolchain::version);
+    let mut stale = Vec::new();
+    for (guest, interface) in GUESTS {
+        let digest = digest(guest)?;
+        if !is_fresh(guest, &digest, compiler) {
+            stale.push((guest, interface, digest));
+        }
+    }
     if stale.is_empty() {
         return Ok(());
     }
-    let toolchain = Toolchain::find()?;
+    let toolchain = match toolchain {
+        Some(present) => present,
+        None => Toolchain::install()?,
+    };
     eprintln!("building guests with {}", toolchain.describe());
     std::fs::create_dir_all(workspace_root().join("target/guests"))?;
-    for (guest, digest) in stale {
+    for (guest, interface, digest) in stale {
         let begin = Instant::now();
         let module = build_module(&toolchain, guest)?;
-        let component =
-            componentize(&module).with_context(|| format!("make a component of guest {guest}"))?;
+        let component = componentize(&module)
+            .and_then(|component| check_world(&component, interface).map(|()| component))
+            .with_context(|| format!("make a component of guest {guest}"))?;
         write_atomically(&path(guest), &component)?;
-        write_atomically(&stamp(guest), digest.as_bytes())?;
+        let stamp_text = format!("{digest}\n{}\n", toolchain.version());
+        write_atomically(&stamp(guest), stamp_text.as_bytes())?;
         eprintln!(
             "  {guest}: {} KiB in {:.1} s",
             component.len().div_ceil(1_024),
@@ -52,16 +66,23 @@ pub(crate) fn build_all() -> Result<()> {
     Ok(())
 }
 
+/// What a component was made of: the digest of its sources, and the compiler, each on a line.
 fn stamp(guest: &str) -> PathBuf {
     path(guest).with_extension("stamp")
 }
 
-fn is_fresh(guest: &str, digest: &str) -> bool {
-    path(guest).exists() && std::fs::read_to_string(stamp(guest)).is_ok_and(|stamp| stamp == digest)
+/// Where no compiler is at hand, what another one made of the same sources will do.
+fn is_fresh(guest: &str, digest: &str, compiler: Option<&str>) -> bool {
+    let Ok(stamp) = std::fs::read_to_string(stamp(guest)) else {
+        return false;
+    };
+    let mut lines = stamp.lines();
+    path(guest).exists()
+        && lines.next() == Some(digest)
+        && compiler.is_none_or(|compiler| lines.next() == Some(compiler))
 }
 
-/// Over everything a guest is made of, in a stable order. The compiler is left out: asking for it would
-/// cost more than everything else here, and another compiler makes an equivalent guest.
+/// Over every file a guest is made of, in a stable order.
 fn digest(guest: &str) -> Result<String> {
     let root = workspace_root();
     let mut files = BTreeMap::new();
@@ -132,8 +153,30 @@ fn componentize(module: &[u8]) -> Result<Vec<u8>> {
         .encode()
 }
 
+/// A guest exports one interface and imports nothing. The host checks too, but this error comes before anything is
+/// shipped, and points at the guest's manifest: each feature of the SDK adds a world.
+fn check_world(component: &[u8], interface: &str) -> Result<()> {
+    let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
+        bail!("expected a component, got a WIT package");
+    };
+    let world = &resolve.worlds[world];
+    let imports: Vec<String> = world.imports.keys().map(|key| resolve.name_world_key(key)).collect();
+    let exports: Vec<String> = world.exports.keys().map(|key| resolve.name_world_key(key)).collect();
+    ensure!(
+        imports.is_empty() && exports == [interface],
+        "expected no imports and the export {interface}, got imports {imports:?} and exports {exports:?}; does the \
+         guest take just the SDK feature of its world?"
+    );
+    Ok(())
+}
+
+/// Leaves a file that is already the same as it is, so that what embeds it is not rebuilt.
 fn write_atomically(file: &Path, bytes: &[u8]) -> Result<()> {
-    let side = file.with_extension("part");
-    std::fs::write(&side, bytes)?;
+    if std::fs::read(file).is_ok_and(|present| present == bytes) {
+        return Ok(());
+    }
+    // Two runs at once must not share the side file.
+    let side = file.with_extension(format!("part-{}", std::process::id()));
+    std::fs::write(&side, bytes).with_context(|| format!("write {}", side.display()))?;
     std::fs::rename(&side, file).with_context(|| format!("write {}", file.display()))
 }

@@ -6,42 +6,60 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::workspace_root;
+
 /// What guests are compiled for.
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 /// Debian's compiler for the web and its standard library's sources.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
-/// The workspace's edition needs this minor version.
-const RUSTC_MINOR_MIN: u32 = 85;
+/// LLVM's linker by its names on Debian.
+const LINKERS: [&str; 4] = ["wasm-ld-22", "wasm-ld-21", "wasm-ld-19", "wasm-ld"];
+/// cargo refuses the workspace with an older compiler.
+const RUSTC_MIN: &str = env!("CARGO_PKG_RUST_VERSION");
+/// Bounds on each download of apt-get, and on its wait for another package manager; it is not killed, because that
+/// can leave a package half installed.
+const APT_LIMITS: [&str; 6] = [
+    "-o",
+    "Acquire::http::Timeout=20",
+    "-o",
+    "Acquire::Retries=2",
+    "-o",
+    "DPkg::Lock::Timeout=120",
+];
 /// rustup retries for minutes where its server cannot be reached.
 const RUSTUP_LIMIT: Duration = Duration::from_secs(25);
 
 /// A way to compile for wasm32.
-pub(crate) enum Toolchain {
+pub(crate) struct Toolchain {
+    kind: Kind,
+    /// What the compiler says of itself, in one line.
+    version: String,
+}
+
+enum Kind {
     /// The compiler at hand has the target's standard library.
     Installed,
     /// Debian's compiler, the standard library built from source, and a linker.
-    Debian {
-        /// `wasm-ld` or `rust-lld`.
-        linker: PathBuf,
-    },
+    Debian { linker: PathBuf },
 }
 
 impl Toolchain {
-    /// Looks for what is there, then tries to install.
+    /// What is there already.
+    pub(crate) fn present() -> Option<Self> {
+        installed().or_else(debian)
+    }
+
+    /// Installs one.
     ///
     /// # Errors
-    /// Nothing is there and nothing could be installed; the message names two commands that help.
-    pub(crate) fn find() -> Result<Self> {
-        if has_target() {
-            return Ok(Self::Installed);
-        }
-        if let Some(found) = debian() {
-            return Ok(found);
-        }
+    /// Nothing could be installed; the message names two commands that help.
+    pub(crate) fn install() -> Result<Self> {
         eprintln!("no wasm32 target yet; trying: rustup target add {TARGET}");
-        if rustup_add() && has_target() {
-            return Ok(Self::Installed);
+        if rustup_add()
+            && let Some(found) = installed()
+        {
+            return Ok(found);
         }
         if apt_install()
             && let Some(found) = debian()
@@ -50,15 +68,20 @@ impl Toolchain {
         }
         bail!(
             "no compiler for {TARGET}; run one of these and try again:\n  rustup target add {TARGET}\n  \
-             sudo apt-get install rustc-web rust-web-src lld"
+             sudo apt-get install rustc-web rust-web-src lld-19"
         )
+    }
+
+    /// What the compiler says of itself, in one line.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
     }
 
     /// For the progress line.
     pub(crate) fn describe(&self) -> String {
-        match self {
-            Self::Installed => format!("the installed {TARGET} target"),
-            Self::Debian { linker } => {
+        match &self.kind {
+            Kind::Installed => format!("the installed {TARGET} target"),
+            Kind::Debian { linker } => {
                 format!(
                     "Debian's rustc-web, std from source, {} (the first time takes minutes)",
                     linker.display()
@@ -69,16 +92,13 @@ impl Toolchain {
 
     /// Sets up a `cargo rustc` command.
     pub(crate) fn apply(&self, command: &mut Command) {
-        for inherited in [
-            "RUSTFLAGS",
-            "CARGO_ENCODED_RUSTFLAGS",
-            "RUSTC_WRAPPER",
-            "RUSTC_WORKSPACE_WRAPPER",
-            "RUSTC",
-        ] {
+        for inherited in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC"] {
             command.env_remove(inherited);
         }
-        if let Self::Debian { linker } = self {
+        // Wins over every other source of flags, which are meant for the host's machine. Panic messages name source
+        // files; without this a guest would tell, and differ by, the home folder of whoever built it.
+        command.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths().join("\x1f"));
+        if let Kind::Debian { linker } = &self.kind {
             command
                 .arg("-Zbuild-std=std,panic_abort")
                 .env("RUSTC", DEBIAN_RUSTC)
@@ -105,34 +125,46 @@ fn sysroot() -> Option<PathBuf> {
     output_of("rustc", &["--print", "sysroot"]).map(PathBuf::from)
 }
 
-fn has_target() -> bool {
-    sysroot().is_some_and(|sysroot| sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir())
+fn installed() -> Option<Toolchain> {
+    let library = sysroot()?.join("lib/rustlib").join(TARGET).join("lib");
+    library.is_dir().then_some(())?;
+    Some(Toolchain {
+        kind: Kind::Installed,
+        version: output_of("rustc", &["--version"])?,
+    })
 }
 
 fn debian() -> Option<Toolchain> {
     let version = output_of(DEBIAN_RUSTC, &["--version"])?;
-    let minor: u32 = version.split('.').nth(1)?.parse().ok()?;
     let sysroot = PathBuf::from(output_of(DEBIAN_RUSTC, &["--print", "sysroot"])?);
     let sources = sysroot.join("lib/rustlib/src/rust/library/std/Cargo.toml");
-    if minor < RUSTC_MINOR_MIN || !sources.exists() {
+    if minor(version.split_whitespace().nth(1)?)? < minor(RUSTC_MIN)? || !sources.exists() {
         return None;
     }
-    Some(Toolchain::Debian { linker: linker()? })
+    Some(Toolchain {
+        kind: Kind::Debian { linker: linker()? },
+        version,
+    })
 }
 
-/// A linker for wasm: LLVM's by its names, or the one that comes with rustup's toolchain.
+/// `95` of `1.95.0`.
+fn minor(version: &str) -> Option<u32> {
+    version.split('.').nth(1)?.parse().ok()
+}
+
+/// A linker for wasm: the one that comes with rustup's toolchain, which fits its compiler, or LLVM's, newest first.
 fn linker() -> Option<PathBuf> {
+    if let Some(bundled) = sysroot().and_then(|sysroot| bundled_linker(&sysroot)) {
+        return Some(bundled);
+    }
     let folders: Vec<PathBuf> =
         std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect())?;
-    let by_name = ["wasm-ld", "wasm-ld-19", "wasm-ld-16", "wasm-ld-15", "wasm-ld-14"]
-        .iter()
-        .find_map(|name| {
-            folders
-                .iter()
-                .map(|folder| folder.join(name))
-                .find(|file| file.exists())
-        });
-    by_name.or_else(|| bundled_linker(&sysroot()?))
+    LINKERS.iter().find_map(|name| {
+        folders
+            .iter()
+            .map(|folder| folder.join(name))
+            .find(|file| file.exists())
+    })
 }
 
 /// rustup's `rust-lld` takes its flavour from the name it is called by.
@@ -141,6 +173,18 @@ fn bundled_linker(sysroot: &Path) -> Option<PathBuf> {
     let host = host.lines().find_map(|line| line.strip_prefix("host: "))?;
     let linker = sysroot.join("lib/rustlib").join(host).join("bin/gcc-ld/wasm-ld");
     linker.exists().then_some(linker)
+}
+
+/// Flags that replace this machine's folders in what the compiler writes.
+fn remapped_paths() -> Vec<String> {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(Path::new(&home).join(".cargo"))
+    });
+    let remap = |folder: &Path, name: &str| format!("--remap-path-prefix={}={name}", folder.display());
+    let mut flags = vec![remap(workspace_root(), "/galerne")];
+    flags.extend(cargo_home.map(|folder| remap(&folder, "/cargo")));
+    flags
 }
 
 fn rustup_add() -> bool {
@@ -168,6 +212,7 @@ fn rustup_add() -> bool {
 fn apt_install() -> bool {
     let prefix: &[&str] = match output_of("id", &["-u"]).as_deref() {
         Some("0") => &[],
+        // sudo drops the environment, so `env` sets it after.
         Some(_) if output_of("sudo", &["-n", "true"]).is_some() => &["sudo", "-n"],
         _ => return false,
     };
@@ -180,12 +225,12 @@ fn apt_install() -> bool {
     );
     let run = |args: &[&str]| -> Result<bool> {
         let mut words = prefix.to_vec();
-        words.push("apt-get");
+        words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        words.extend(APT_LIMITS);
         words.extend_from_slice(args);
         let (program, rest) = words.split_first().context("apt-get")?;
         let status = Command::new(program)
             .args(rest)
-            .env("DEBIAN_FRONTEND", "noninteractive")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .status()?;

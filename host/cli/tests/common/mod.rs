@@ -1,7 +1,8 @@
 //! What the tests with the real demo model share: where it is, the imported package, a running host.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -157,4 +158,49 @@ impl Drop for Host {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A plain HTTP/1.1 exchange: status and body.
+pub(crate) fn http(host: &Host, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut stream = connect(host);
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+    .expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("read the answer");
+    let status = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .expect("a status");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a header block");
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    (status, if chunked { unchunk(body) } else { body.to_owned() })
+}
+
+/// A connection to the plain HTTP port.
+pub(crate) fn connect(host: &Host) -> TcpStream {
+    let address = host.http.strip_prefix("http://").expect("plain HTTP");
+    let stream = TcpStream::connect(address).expect("connect");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(120)))
+        .expect("a time-out");
+    stream
+}
+
+fn unchunk(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((length, rest)) = body.split_once("\r\n") {
+        let length = usize::from_str_radix(length.trim(), 16).expect("a chunk length");
+        if length == 0 {
+            break;
+        }
+        text.push_str(&rest[..length]);
+        body = &rest[length + 2..];
+    }
+    text
 }
