@@ -167,11 +167,11 @@ fn linker() -> Option<PathBuf> {
     })
 }
 
-/// rustup's `rust-lld` takes its flavour from the name it is called by.
+/// rustup's `rust-lld`, which takes its flavour from an argument that rustc passes.
 fn bundled_linker(sysroot: &Path) -> Option<PathBuf> {
     let host = output_of("rustc", &["-vV"])?;
     let host = host.lines().find_map(|line| line.strip_prefix("host: "))?;
-    let linker = sysroot.join("lib/rustlib").join(host).join("bin/gcc-ld/wasm-ld");
+    let linker = sysroot.join("lib/rustlib").join(host).join("bin/rust-lld");
     linker.exists().then_some(linker)
 }
 

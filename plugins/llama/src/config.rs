@@ -9,6 +9,9 @@ use crate::rope;
 /// More layers than any model has; the host limits the graph too, but a guest need not build it first.
 const LAYERS_MAX: u32 = 1_024;
 
+/// The `model_type` values of this architecture.
+pub(crate) const MODEL_TYPES: [&str; 3] = ["llama", "mistral", "qwen2"];
+
 /// What the graph depends on.
 pub(crate) struct Config {
     pub(crate) layers: u32,
@@ -29,7 +32,10 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) fn read(config: &Value) -> Result<Self, Error> {
         let fields = Fields(config);
-        let model_type = fields.0["model_type"].as_str().unwrap_or("llama");
+        let model_type = fields.text("model_type", None)?;
+        if !MODEL_TYPES.contains(&model_type) {
+            return Err(Error::Unsupported(format!("model_type \"{model_type}\"")));
+        }
         let hidden = fields.positive("hidden_size")?;
         let layers = fields.positive("num_hidden_layers")?;
         if layers > LAYERS_MAX {
@@ -49,20 +55,20 @@ impl Config {
             ));
         }
         let head_width = fields.positive_or("head_dim", hidden / heads)?;
-        let context_tokens_max = fields.positive_or("max_position_embeddings", 2_048)?;
         let attention_bias = fields.flag("attention_bias", false)?;
         Ok(Self {
             layers,
             heads,
             kv_heads,
             head_width,
-            norm_eps: fields.number("rms_norm_eps", 1e-6)? as f32,
+            norm_eps: fields.number("rms_norm_eps", None)? as f32,
             rope: rope::read(config, head_width)?,
-            activation: activation(config["hidden_act"].as_str().unwrap_or("silu"))?,
+            activation: activation(fields.text("hidden_act", Some("silu"))?)?,
             sliding_window: sliding_window(&fields, model_type)?,
-            context_tokens_max,
+            context_tokens_max: fields.positive("max_position_embeddings")?,
             qkv_bias: attention_bias || model_type == "qwen2",
-            o_bias: attention_bias,
+            // Qwen 2 never has one; files made from GGUF set `attention_bias` for its other three.
+            o_bias: attention_bias && model_type != "qwen2",
             mlp_bias: fields.flag("mlp_bias", false)?,
             tied: fields.flag("tie_word_embeddings", false)?,
         })
@@ -130,13 +136,24 @@ impl Fields<'_> {
         }
     }
 
-    pub(crate) fn number(&self, field: &str, default: f64) -> Result<f64, Error> {
-        match &self.0[field] {
-            Value::Null => Ok(default),
-            value => value
-                .as_f64()
-                .filter(|number| number.is_finite() && *number >= 0.0)
-                .ok_or_else(|| field_error(field, "a number from 0", &value.to_string())),
+    /// Without a default the field must be there.
+    pub(crate) fn number(&self, field: &str, default: Option<f64>) -> Result<f64, Error> {
+        let value = &self.0[field];
+        if let (Value::Null, Some(default)) = (value, default) {
+            return Ok(default);
+        }
+        value
+            .as_f64()
+            .filter(|number| number.is_finite() && *number >= 0.0)
+            .ok_or_else(|| field_error(field, "a number from 0", &value.to_string()))
+    }
+
+    /// Without a default the field must be there.
+    pub(crate) fn text<'a>(&'a self, field: &str, default: Option<&'a str>) -> Result<&'a str, Error> {
+        match (&self.0[field], default) {
+            (Value::Null, Some(default)) => Ok(default),
+            (Value::String(text), _) => Ok(text),
+            (value, _) => Err(field_error(field, "a text", &value.to_string())),
         }
     }
 

@@ -15,7 +15,7 @@ struct Llama;
 
 impl Architecture for Llama {
     fn model_types() -> Vec<String> {
-        ["llama", "mistral", "qwen2"].map(str::to_owned).into()
+        config::MODEL_TYPES.map(str::to_owned).into()
     }
 
     fn build(config: &Value) -> Result<Graph, Error> {
@@ -116,9 +116,44 @@ mod tests {
     }
 
     #[test]
+    fn qwen2_from_gguf_asks_for_no_bias_that_does_not_exist() {
+        let mut config = tiny();
+        config["model_type"] = json!("qwen2");
+        config["attention_bias"] = json!(true);
+        let graph = format!("{:?}", Llama::build(&config).expect("a graph").nodes);
+        assert!(graph.contains("q_proj.bias") && !graph.contains("o_proj.bias"));
+        config["model_type"] = json!("llama");
+        let graph = format!("{:?}", Llama::build(&config).expect("a graph").nodes);
+        assert!(graph.contains("o_proj.bias"));
+    }
+
+    #[test]
+    fn head_width_window_and_heads_reach_the_attention() {
+        let mut config = tiny();
+        config["model_type"] = json!("mistral");
+        config["head_dim"] = json!(32);
+        config["sliding_window"] = json!(128);
+        let graph = format!("{:?}", Llama::build(&config).expect("a graph").nodes);
+        for part in [
+            "heads: 4, kv-heads: 2, head-width: 32",
+            "sliding-window: Some(128)",
+            "rotated-width: 32",
+        ] {
+            assert!(graph.contains(part), "{part}: {graph}");
+        }
+    }
+
+    #[test]
     fn wrong_configurations_name_the_field() {
         let cases = [
             ("hidden_size", Value::Null, "hidden_size"),
+            ("num_hidden_layers", Value::Null, "num_hidden_layers"),
+            ("rms_norm_eps", Value::Null, "rms_norm_eps"),
+            ("max_position_embeddings", Value::Null, "max_position_embeddings"),
+            ("model_type", Value::Null, "model_type"),
+            ("model_type", json!("gemma"), "gemma"),
+            ("hidden_act", json!(7), "hidden_act"),
+            ("tie_word_embeddings", json!("yes"), "tie_word_embeddings"),
             ("num_attention_heads", json!(0), "num_attention_heads"),
             ("num_attention_heads", json!(-4), "num_attention_heads"),
             ("num_key_value_heads", json!(3), "num_key_value_heads"),

@@ -8,7 +8,9 @@ use galerne_sdk::model::{Error, RopePairing};
 
 use crate::config::{Fields, field_error};
 
+/// That of the first Llama, whose configurations do not state it.
 const THETA_DEFAULT: f64 = 10_000.0;
+const NO_SCALING: &str = "default";
 
 /// The rotation of heads of `head_width` elements. Newer configurations keep everything in `rope_parameters`,
 /// older ones have `rope_theta` beside an optional `rope_scaling`.
@@ -17,10 +19,22 @@ pub(crate) fn read(config: &Value, head_width: u32) -> Result<Rope, Error> {
         Value::Null => &config["rope_scaling"],
         parameters => parameters,
     };
-    let theta = match &scaling["rope_theta"] {
-        Value::Null => Fields(config).number("rope_theta", THETA_DEFAULT)?,
-        _ => Fields(scaling).number("rope_theta", THETA_DEFAULT)?,
-    };
+    if !scaling.is_null() && !scaling.is_object() {
+        return Err(field_error("rope_scaling", "an object", &scaling.to_string()));
+    }
+    let theta_of = [scaling, config]
+        .into_iter()
+        .find(|fields| !fields["rope_theta"].is_null());
+    let theta = Fields(theta_of.unwrap_or(config)).number("rope_theta", Some(THETA_DEFAULT))?;
+    for fields in [scaling, config] {
+        // Half-rotated heads are another family's; rotating them whole would give a wrong model without an error.
+        if Fields(fields).number("partial_rotary_factor", Some(1.0))? != 1.0 {
+            return Err(Error::Unsupported(format!(
+                "partial_rotary_factor {}",
+                fields["partial_rotary_factor"]
+            )));
+        }
+    }
     if theta <= 1.0 {
         return Err(field_error("rope_theta", "a number above 1", &theta.to_string()));
     }
@@ -48,12 +62,15 @@ fn scale(inv_freq: &mut [f64], scaling: &Value) -> Result<(), Error> {
         return Ok(());
     }
     // "type" is the older name.
-    let kind = scaling["rope_type"]
-        .as_str()
-        .or_else(|| scaling["type"].as_str())
-        .unwrap_or("default");
+    let fields = Fields(scaling);
+    let older = fields.text("type", Some(NO_SCALING))?;
+    let kind = fields.text("rope_type", Some(older))?;
     match kind {
-        "default" => {}
+        // A factor that nobody says how to apply must not be dropped.
+        NO_SCALING if !scaling["factor"].is_null() && scaling["rope_type"].is_null() => {
+            return Err(field_error("rope_scaling.rope_type", "a text", "null"));
+        }
+        NO_SCALING => {}
         "linear" => {
             let factor = required(scaling, "factor")?;
             inv_freq.iter_mut().for_each(|freq| *freq /= factor);
@@ -80,7 +97,7 @@ fn scale(inv_freq: &mut [f64], scaling: &Value) -> Result<(), Error> {
 }
 
 fn required(scaling: &Value, field: &str) -> Result<f64, Error> {
-    let number = Fields(scaling).number(field, 0.0)?;
+    let number = Fields(scaling).number(field, Some(0.0))?;
     if number > 0.0 {
         Ok(number)
     } else {
@@ -158,6 +175,33 @@ mod tests {
             64,
             &[(0, 0.25), (16, 0.0025)],
         );
+    }
+
+    #[test]
+    fn what_cannot_be_rotated_rightly_is_refused_by_name() {
+        for (config, word) in [
+            (json!({"rope_scaling": {"factor": 4.0}}), "rope_type"),
+            (json!({"rope_scaling": {"rope_type": 3}}), "rope_type"),
+            (json!({"rope_scaling": "linear"}), "rope_scaling"),
+            (json!({"rope_scaling": {"rope_type": "linear"}}), "factor"),
+            (json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}), "yarn"),
+            (
+                json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
+                "low_freq_factor",
+            ),
+            (json!({"rope_theta": 0}), "rope_theta"),
+            (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+            (
+                json!({"rope_parameters": {"rope_theta": 10_000.0, "partial_rotary_factor": 0.25}}),
+                "partial_rotary_factor",
+            ),
+        ] {
+            let (Err(Error::Config(text)) | Err(Error::Unsupported(text))) = read(&config, 64) else {
+                panic!("{config} was accepted");
+            };
+            assert!(text.contains(word), "{config}: {text}");
+        }
+        assert!(read(&json!({}), 63).is_err(), "an odd width has no pairs");
     }
 
     /// Llama 3.1's parameters; expected numbers computed apart, in Python, from the published formula.

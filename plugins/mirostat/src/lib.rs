@@ -16,6 +16,14 @@ struct Mirostat {
     /// Bound of a token's surprise, bits.
     mu: f64,
     random: SplitMix64,
+    /// What the last choice was made from, until the host says which token came.
+    shown: Option<Shown>,
+}
+
+/// Candidates, and the logarithm of the probability that passed the bound, in bits.
+struct Shown {
+    candidates: Vec<Candidate>,
+    kept_log2: f64,
 }
 
 impl Session for Mirostat {
@@ -29,25 +37,26 @@ impl Session for Mirostat {
             temperature: params.number("temperature", 1.0, 0.01, 10.0)? as f32,
             mu: 2.0 * tau,
             random: SplitMix64(info.seed),
+            shown: None,
         })
     }
 
-    fn plan(&mut self, _: &Step) -> Plan {
-        // One plan serves for ever: what changes is in `choose`.
+    fn plan(&mut self, step: &Step) -> Plan {
+        self.learn(&step.accepted);
+        // Asked again at every step, because that is how the feedback comes; it costs nothing while the device computes.
         Plan {
             temperature: self.temperature,
             candidates: CANDIDATES,
-            valid_steps: 0,
+            valid_steps: 1,
             ..plain_plan()
         }
     }
 
     fn choose(&mut self, candidates: &[Candidate]) -> u32 {
-        let surprise = |candidate: &Candidate| -f64::from(candidate.logprob) / std::f64::consts::LN_2;
         // Most likely first: those within the bound are a prefix, of which at least one is kept.
         let kept = candidates
             .iter()
-            .take_while(|candidate| surprise(candidate) <= self.mu)
+            .take_while(|candidate| -log2(candidate) <= self.mu)
             .count()
             .max(1);
         let kept = &candidates[..kept.min(candidates.len())];
@@ -64,15 +73,36 @@ impl Session for Mirostat {
                 break;
             }
         }
-        // The error is of the truncated, renormalised distribution, as in the paper.
-        let observed = kept.get(chosen).map_or(self.tau, |candidate| {
-            -(f64::from(candidate.logprob).exp() / total).log2()
+        self.shown = Some(Shown {
+            candidates: candidates.to_vec(),
+            kept_log2: total.log2(),
         });
-        if observed.is_finite() {
-            self.mu -= self.eta * (observed - self.tau);
-        }
         chosen as u32
     }
+}
+
+impl Mirostat {
+    /// Moves the bound by the error of the token that came, in the truncated, renormalised distribution, as in the
+    /// paper. It is the accepted token that counts and not the chosen one: the text goes on from what came. A token
+    /// that was not among the candidates (forced, say) has no surprise to learn from.
+    fn learn(&mut self, accepted: &[u32]) {
+        let (Some(shown), Some(token)) = (self.shown.take(), accepted.first()) else {
+            return;
+        };
+        let came = shown
+            .candidates
+            .iter()
+            .find(|candidate| candidate.token == *token);
+        let observed = came.map(|candidate| shown.kept_log2 - log2(candidate));
+        if let Some(observed) = observed.filter(|observed| observed.is_finite()) {
+            self.mu -= self.eta * (observed - self.tau);
+        }
+    }
+}
+
+/// A candidate's log-probability in bits.
+fn log2(candidate: &Candidate) -> f64 {
+    f64::from(candidate.logprob) * std::f64::consts::LOG2_E
 }
 
 galerne_sdk::export_sampler!(Mirostat);
@@ -152,6 +182,49 @@ mod tests {
             .collect()
     }
 
+    /// One step as the host makes it: the plan brings the token that came before.
+    fn draw(session: &mut Mirostat, candidates: &[Candidate]) -> u32 {
+        let token = candidates[session.choose(candidates) as usize].token;
+        accept(session, &[token]);
+        token
+    }
+
+    fn accept(session: &mut Mirostat, tokens: &[u32]) {
+        session.plan(&Step {
+            position: 1,
+            accepted: tokens.to_vec(),
+        });
+    }
+
+    #[test]
+    fn the_bound_follows_the_token_that_came_and_not_the_choice() {
+        let candidates = zipf();
+        let after = |accepted: &[u32]| {
+            let mut session = session(&json!({"tau": 3.0}), 5).expect("a session");
+            session.choose(&candidates);
+            accept(&mut session, accepted);
+            session.mu
+        };
+        let start = 6.0;
+        assert!(after(&[1]) > start, "a dull token raises the bound");
+        assert!(after(&[128]) < start, "a surprising one lowers it");
+        assert_eq!(after(&[40_000]), start, "one that was not shown does neither");
+        assert_eq!(after(&[]), start, "nor does none");
+        // With tau 3 the bound is 6 bits: of p = 1 / (rank * h), h = 11.397, ranks 1 to 5 pass, together
+        // 2.28333 / h. Rank 1 then has log2(2.28333) bits.
+        assert!((after(&[1]) - (start - 0.1 * (2.283_333_f64.log2() - 3.0))).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_token_is_learnt_from_once() {
+        let mut session = session(&json!({}), 5).expect("a session");
+        session.choose(&zipf());
+        accept(&mut session, &[1]);
+        let once = session.mu;
+        accept(&mut session, &[1]);
+        assert_eq!(session.mu, once);
+    }
+
     #[test]
     fn mean_surprise_converges_to_the_target() {
         let candidates = zipf();
@@ -160,7 +233,7 @@ mod tests {
             let mut sum = 0.0;
             for step in 0..6_000 {
                 let before = session.mu;
-                session.choose(&candidates);
+                draw(&mut session, &candidates);
                 if step >= 1_000 {
                     // The update tells what was observed: mu falls by eta times the error.
                     sum += (before - session.mu) / session.eta + tau;
@@ -174,12 +247,14 @@ mod tests {
     #[test]
     fn one_seed_gives_one_sequence_of_choices() {
         let candidates = zipf();
-        let draw = |seed| {
+        let drawn = |seed| {
             let mut session = session(&json!({}), seed).expect("a session");
-            (0..50).map(|_| session.choose(&candidates)).collect::<Vec<_>>()
+            (0..50)
+                .map(|_| draw(&mut session, &candidates))
+                .collect::<Vec<_>>()
         };
-        assert_eq!(draw(1), draw(1));
-        assert_ne!(draw(1), draw(2));
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
     }
 
     #[test]
