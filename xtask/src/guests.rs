@@ -160,8 +160,16 @@ fn check_world(component: &[u8], interface: &str) -> Result<()> {
         bail!("expected a component, got a WIT package");
     };
     let world = &resolve.worlds[world];
-    let imports: Vec<String> = world.imports.keys().map(|key| resolve.name_world_key(key)).collect();
-    let exports: Vec<String> = world.exports.keys().map(|key| resolve.name_world_key(key)).collect();
+    let imports: Vec<String> = world
+        .imports
+        .keys()
+        .map(|key| resolve.name_world_key(key))
+        .collect();
+    let exports: Vec<String> = world
+        .exports
+        .keys()
+        .map(|key| resolve.name_world_key(key))
+        .collect();
     ensure!(
         imports.is_empty() && exports == [interface],
         "expected no imports and the export {interface}, got imports {imports:?} and exports {exports:?}; does the \

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, channel};
 
-use common::{MODEL, data, golden, plugins};
+use common::{MODEL, alone, data, golden, plugins};
 use galerne::config::{DeviceArgs, PrecisionArg};
 use galerne::load;
 use galerne_core::chat::{ChatOptions, Message, Segment};
@@ -76,6 +76,7 @@ fn prompts() -> Vec<Value> {
 #[test]
 fn tokenizer_gives_the_reference_ids() {
     let Some(package) = package() else { return };
+    let _alone = alone();
     let tokenizer = package.tokenizer().expect("load the tokenizer");
     let cases = golden("smollm2-tokenizer.json");
     for case in cases["cases"].as_array().expect("a list of cases") {
@@ -96,6 +97,7 @@ fn tokenizer_gives_the_reference_ids() {
 #[test]
 fn chat_guest_renders_the_reference_prompts() {
     let Some(package) = package() else { return };
+    let _alone = alone();
     let tokenizer = package.tokenizer().expect("load the tokenizer");
     let guest = plugins()
         .load_chat("chat", &package.chat().expect("the package's chat guest"))
@@ -161,6 +163,7 @@ fn logits(program: &mut dyn LoadedProgram, tokens: &[TokenId], output_rows: Vec<
 #[test]
 fn f32_logits_agree_with_the_reference() {
     let Some(package) = package() else { return };
+    let _alone = alone();
     let mut model = model(&package, PrecisionArg::F32, 512);
     for prompt in prompts() {
         let tokens = ids(&prompt["prompt_ids"]);
@@ -227,6 +230,7 @@ fn output(events: &Receiver<Event>) -> (Vec<TokenId>, u32) {
 #[test]
 fn f32_greedy_reproduces_the_reference() {
     let Some(package) = package() else { return };
+    let _alone = alone();
     let engine = engine(&package, PrecisionArg::F32, 512);
     let prompts = prompts();
     let running: Vec<_> = prompts
@@ -277,6 +281,7 @@ fn kl(reference: &[f32], other: &[f32]) -> f64 {
 #[test]
 fn auto_precision_stays_close_to_f32() {
     let Some(package) = package() else { return };
+    let _alone = alone();
     let mut exact = model(&package, PrecisionArg::F32, 512);
     let mut fast = model(&package, PrecisionArg::Auto, 512);
     let vocabulary = exact.vocabulary as usize;
@@ -319,6 +324,7 @@ fn argmax(row: &[f32]) -> usize {
 #[test]
 fn batching_chunking_and_prefix_cache_do_not_change_tokens() {
     let Some(package) = package() else { return };
+    let _alone = alone();
     let prompts: Vec<_> = prompts()
         .iter()
         .map(|prompt| ids(&prompt["prompt_ids"]))

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use galerne::guests::Chooser;
@@ -87,9 +87,17 @@ pub(crate) fn data() -> Option<&'static Path> {
     .as_deref()
 }
 
-/// A `galerne serve` of its own on free ports; killed when dropped.
+/// Held by whoever runs a model: two at once on two cores would measure each other's worker threads.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A test that failed while it held the lock does not concern the next one.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A `galerne serve` of its own on free ports; killed when dropped. One at a time.
 pub(crate) struct Host {
     child: Child,
+    _alone: MutexGuard<'static, ()>,
     pub(crate) https: String,
     pub(crate) http: String,
     pub(crate) ready_after: Duration,
@@ -98,6 +106,7 @@ pub(crate) struct Host {
 impl Host {
     /// Starts the binary on this data folder with extra arguments and waits until it is ready.
     pub(crate) fn start(data: &Path, extra: &[&str]) -> Self {
+        let alone = alone();
         let begin = Instant::now();
         let mut child = Command::new(env!("CARGO_BIN_EXE_galerne"))
             .args([
@@ -116,6 +125,7 @@ impl Host {
         let stdout = child.stdout.take().expect("its output is piped");
         let mut host = Self {
             child,
+            _alone: alone,
             https: String::new(),
             http: String::new(),
             ready_after: Duration::ZERO,
