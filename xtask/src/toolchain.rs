@@ -68,7 +68,7 @@ impl Toolchain {
         }
         bail!(
             "no compiler for {TARGET}; run one of these and try again:\n  rustup target add {TARGET}\n  \
-             sudo apt-get install rustc-web rust-web-src lld-19"
+             sudo apt-get install rustc-web rust-web-src lld"
         )
     }
 

@@ -7,8 +7,8 @@ const THINK: &str = "<think>";
 const THINK_END: &str = "</think>";
 const CALL: &str = "<tool_call>";
 const CALL_END: &str = "</tool_call>";
-/// A call that never ends is given out as content rather than held for ever.
-const CALL_BYTES_MAX: usize = 256 << 10;
+/// A call whose end does not come within so many bytes is given out as content rather than held for ever.
+const CALL_BYTES_MAX: usize = 64 << 10;
 
 #[derive(Default)]
 enum State {
@@ -73,14 +73,12 @@ impl Parser {
                 self.state = State::Content;
             }
             State::Call => {
+                if self.call_is_too_long() {
+                    deltas.push(Delta::Content(CALL.to_owned()));
+                    self.state = State::Content;
+                    return true;
+                }
                 let Some((body, _)) = self.until(&[CALL_END]) else {
-                    if self.held.len() > CALL_BYTES_MAX {
-                        deltas.push(Delta::Content(format!(
-                            "{CALL}{}",
-                            std::mem::take(&mut self.held)
-                        )));
-                        self.state = State::Content;
-                    }
                     return false;
                 };
                 deltas.push(call(&body).unwrap_or_else(|| Delta::Content(format!("{CALL}{body}{CALL_END}"))));
@@ -88,6 +86,12 @@ impl Parser {
             }
         }
         true
+    }
+
+    /// Decided by the text alone and never by how it was cut: the end would have been seen by now.
+    fn call_is_too_long(&self) -> bool {
+        self.held.len() >= CALL_BYTES_MAX + CALL_END.len()
+            && self.held.find(CALL_END).is_none_or(|at| at > CALL_BYTES_MAX)
     }
 
     /// Text up to the first of these markers, which is dropped.
@@ -153,7 +157,7 @@ mod tests {
         format!("{:?}", merge(deltas))
     }
 
-    const ANSWERS: [&str; 7] = [
+    const ANSWERS: [&str; 8] = [
         "plain text with < and <t and a > b",
         "<think>hm, let me see</think>The answer is 4.",
         "I call. <tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1, \"b\": \"</think>\"}}\n</tool_call> Done.",
@@ -161,6 +165,7 @@ mod tests {
         "<tool_call>not json</tool_call> after",
         "<tool_call>{\"name\": \"cut\", \"argu",
         "ends in a marker's start <tool_ca",
+        "é<think>日本</think>œ<tool_call>{\"name\": \"ß\"}</tool_call>✓",
     ];
 
     #[test]
@@ -186,14 +191,39 @@ mod tests {
     fn every_way_to_cut_an_answer_gives_the_same_parts() {
         for answer in ANSWERS {
             let whole = parse([answer]);
-            for first in 0..=answer.len() {
-                for second in first..=answer.len() {
+            let places: Vec<usize> = (0..=answer.len())
+                .filter(|at| answer.is_char_boundary(*at))
+                .collect();
+            for (index, &first) in places.iter().enumerate() {
+                for &second in &places[index..] {
                     let cut = parse([&answer[..first], &answer[first..second], &answer[second..]]);
                     assert_eq!(cut, whole, "cut at {first} and {second}");
                 }
             }
-            let single: Vec<&str> = (0..answer.len()).map(|at| &answer[at..=at]).collect();
+            let single: Vec<&str> = places.windows(2).map(|at| &answer[at[0]..at[1]]).collect();
             assert_eq!(parse(single), whole);
+        }
+    }
+
+    #[test]
+    fn a_call_that_does_not_end_is_given_out_the_same_however_it_is_cut() {
+        let body = format!("{{\"name\": \"{}\"}}", "é".repeat(CALL_BYTES_MAX));
+        let answer = format!("{CALL}{body}{CALL_END}<think>so</think>after");
+        let whole = parse([answer.as_str()]);
+        assert!(!whole.contains("ToolCall"), "past the bound it is no call");
+        assert!(
+            whole.contains("Reasoning(\"so\")"),
+            "what follows is still told apart"
+        );
+        for size in [7, 4_096, CALL_BYTES_MAX + 3] {
+            let mut rest = answer.as_str();
+            let mut chunks = Vec::new();
+            while !rest.is_empty() {
+                let (chunk, tail) = rest.split_at(rest.floor_char_boundary(size.min(rest.len())));
+                chunks.push(chunk);
+                rest = tail;
+            }
+            assert_eq!(parse(chunks), whole, "chunks of {size} bytes");
         }
     }
 

@@ -82,13 +82,37 @@ fn default_system(template: &str) -> Option<String> {
         for (at, _) in template.match_indices(&marker) {
             let rest = &template[at + marker.len()..];
             let Some(end) = rest.find(END) else { continue };
-            let text = &rest[..end];
-            if !text.is_empty() && !["'", "\"", "{{", "{%"].iter().any(|code| text.contains(code)) {
-                return Some(text.replace("\\n", "\n"));
+            let quote = template[..at].chars().next_back();
+            let quote = quote.filter(|quote| ['\'', '"'].contains(quote));
+            if let Some(text) = literal(&rest[..end], quote).filter(|text| !text.is_empty()) {
+                return Some(text);
             }
         }
     }
     None
+}
+
+/// What this piece of a template stands for if it is all text: within a string of this quote, or between expressions.
+fn literal(piece: &str, quote: Option<char>) -> Option<String> {
+    let Some(quote) = quote else {
+        let code = ["{{", "{%", "{#"].iter().any(|code| piece.contains(code));
+        return (!code).then(|| piece.to_owned());
+    };
+    let mut text = String::new();
+    let mut rest = piece.chars();
+    while let Some(char) = rest.next() {
+        match char {
+            '\\' => match rest.next()? {
+                'n' => text.push('\n'),
+                't' => text.push('\t'),
+                escaped => text.push(escaped),
+            },
+            // The string ends before the turn does: an expression follows.
+            char if char == quote => return None,
+            char => text.push(char),
+        }
+    }
+    Some(text)
 }
 
 fn with_tools(system: &str, tools: &[Tool]) -> Result<String, Error> {
@@ -107,7 +131,7 @@ fn with_tools(system: &str, tools: &[Tool]) -> Result<String, Error> {
         )?;
         let function = json!({"name": tool.name, "description": tool.description, "parameters": parameters});
         text.push('\n');
-        text.push_str(&json!({"type": "function", "function": function}).to_string());
+        text.push_str(&spaced(&json!({"type": "function", "function": function})));
     }
     text.push_str(
         "\n</tools>\n\nFor each function call, return a json object with function name and arguments within \
@@ -127,10 +151,28 @@ fn with_calls(content: &str, calls: &[ToolCall]) -> Result<String, Error> {
         if !text.is_empty() {
             text.push('\n');
         }
-        let call = json!({"name": call.name, "arguments": arguments});
+        let call = spaced(&json!({"name": call.name, "arguments": arguments}));
         text.push_str(&format!("<tool_call>\n{call}\n</tool_call>"));
     }
     Ok(text)
+}
+
+/// JSON with a space after each colon and comma, as the models of this format have seen it in training.
+fn spaced(value: &Value) -> String {
+    match value {
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(spaced).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Object(fields) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(name, value)| format!("{}: {}", json!(name), spaced(value)))
+                .collect();
+            format!("{{{}}}", fields.join(", "))
+        }
+        plain => plain.to_string(),
+    }
 }
 
 fn response(content: &str) -> String {
@@ -226,6 +268,31 @@ mod tests {
             None
         );
         assert_eq!(default_system("no markers"), None);
+        assert_eq!(default_system("<|im_start|>system\n{{ system }}<|im_end|>"), None);
+    }
+
+    #[test]
+    fn a_default_prompt_is_found_in_every_spelling() {
+        for (template, expected) in [
+            (
+                r#"{{ "<|im_start|>system\nYou're \"it\".\nBe kind.<|im_end|>\n" }}"#,
+                "You're \"it\".\nBe kind.",
+            ),
+            (
+                r#"{{ '<|im_start|>system\nDon\'t say "no".<|im_end|>\n' }}"#,
+                "Don't say \"no\".",
+            ),
+            (
+                "{% if x %}<|im_start|>system\nIt's plain.<|im_end|>{% endif %}",
+                "It's plain.",
+            ),
+            (
+                r"{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>' }}{{ '<|im_start|>system\nThe second.<|im_end|>' }}",
+                "The second.",
+            ),
+        ] {
+            assert_eq!(default_system(template).as_deref(), Some(expected), "{template}");
+        }
     }
 
     #[test]
@@ -239,7 +306,7 @@ mod tests {
         call.tool_calls.push(ToolCall {
             id: "1".to_owned(),
             name: "add".to_owned(),
-            arguments_json: r#"{"a":1}"#.to_owned(),
+            arguments_json: r#"{"a":[1,"x"]}"#.to_owned(),
         });
         let messages = [
             message("user", "1+1?"),
@@ -248,9 +315,16 @@ mod tests {
             message("tool", "3"),
         ];
         let text = text_of(&render(&messages, &[tool], &options()).expect("a prompt"));
-        assert!(text.contains(r#"{"type":"function","function":{"name":"add","description":"Adds","parameters":{"type":"object"}}}"#), "{text}");
         assert!(
-            text.contains("<tool_call>\n{\"name\":\"add\",\"arguments\":{\"a\":1}}\n</tool_call>"),
+            text.contains(
+                r#"{"type": "function", "function": {"name": "add", "description": "Adds", "parameters": {"type": "object"}}}"#
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": [1, \"x\"]}}\n</tool_call>"
+            ),
             "{text}"
         );
         assert!(

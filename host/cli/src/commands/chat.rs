@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -52,7 +52,9 @@ pub(super) struct ChatArgs {
 }
 
 pub(super) fn run(data: &DataArgs, args: &ChatArgs) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // A thread of its own drives the connection, also while the prompt waits for the person.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()?;
     let ca = match (&args.ca, args.insecure) {
@@ -65,14 +67,12 @@ pub(super) fn run(data: &DataArgs, args: &ChatArgs) -> Result<()> {
         ..ClientOptions::new(args.server.clone(), ca)
     };
     runtime.block_on(async {
-        let client = Client::connect(options)
-            .await
-            .with_context(|| format!("connect to {}", args.server))?;
+        let client = Client::connect(options.clone()).await?;
         let model = match &args.model {
             Some(model) => model.clone(),
             None => only_model(&client).await?,
         };
-        let mut conversation = Conversation::new(&client, &model, args);
+        let mut conversation = Conversation::new(client, options, &model, args);
         if let Some(prompt) = &args.prompt {
             conversation.ask(prompt).await
         } else {
@@ -105,17 +105,24 @@ async fn only_model(client: &Client) -> Result<String> {
     }
 }
 
+/// The host closes connections that ask nothing for minutes; a conversation may pause longer.
+const RECONNECT_AFTER: Duration = Duration::from_secs(60);
+
 struct Conversation<'a> {
-    client: &'a Client,
+    client: Client,
+    options: ClientOptions,
+    used: Instant,
     model: &'a str,
     args: &'a ChatArgs,
     messages: Vec<Value>,
 }
 
 impl<'a> Conversation<'a> {
-    fn new(client: &'a Client, model: &'a str, args: &'a ChatArgs) -> Self {
+    fn new(client: Client, options: ClientOptions, model: &'a str, args: &'a ChatArgs) -> Self {
         let mut conversation = Self {
             client,
+            options,
+            used: Instant::now(),
             model,
             args,
             messages: Vec::new(),
@@ -165,8 +172,12 @@ impl<'a> Conversation<'a> {
     }
 
     async fn ask(&mut self, prompt: &str) -> Result<()> {
+        if self.used.elapsed() > RECONNECT_AFTER {
+            self.client = Client::connect(self.options.clone()).await?;
+        }
         self.messages.push(json!({"role": "user", "content": prompt}));
         let answer = self.stream().await?;
+        self.used = Instant::now();
         self.messages
             .push(json!({"role": "assistant", "content": answer}));
         Ok(())

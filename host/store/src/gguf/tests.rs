@@ -243,7 +243,7 @@ fn lies_are_named() {
         "tensor t: dimension count: 5, the limit is 4",
     );
     check_error(
-        &change(&|b| b.tensors[0].1 = vec![2, 30]),
+        &change(&|b| b.tensors[0].1 = vec![2, 6]),
         "tensor quantized begins at byte",
     );
 }
