@@ -4,9 +4,9 @@
 //! A guest is a library crate that depends on this one with the feature of its world, implements the
 //! world's trait, and names its type once:
 //!
-//! ```ignore
+//! ```text
 //! struct MyModel;
-//! impl galerne_sdk::model::Architecture for MyModel { … }
+//! impl galerne_sdk::model::Architecture for MyModel { ... }
 //! galerne_sdk::export_model!(MyModel);
 //! ```
 
