@@ -238,3 +238,17 @@ impl<D: PanelDot> LinearKernel<'_, D> {
 pub(crate) unsafe fn broadcast<S: Simd>(x: &FloatRows, row: usize, column: usize) -> S::F {
     S::splat(*x.base.add(row * x.stride + column))
 }
+
+/// The dot products of a block's 16 rows of nibbles with 32 activations.
+///
+/// # Safety
+/// See [`PanelDot`].
+#[inline(always)]
+pub(crate) unsafe fn nibbles_dot<S: Simd>(low: &[S::B; 4], high: &[S::B; 4], x: *const i8) -> S::F {
+    let mut dot = S::nibble_zero();
+    for c in 0..4 {
+        dot = S::nibble_dot(dot, low[c], x.add(4 * c));
+        dot = S::nibble_dot(dot, high[c], x.add(16 + 4 * c));
+    }
+    S::to_f(S::nibble_sum(dot))
+}

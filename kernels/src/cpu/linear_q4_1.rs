@@ -4,6 +4,7 @@
     reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
 )]
 
+use super::linear::nibbles_dot;
 use super::linear::{FloatRows, PanelDot, broadcast};
 use super::quantize_rows::{FINE, QuantRows};
 use super::simd::Simd;
@@ -50,21 +51,20 @@ impl PanelDot for Q4_1Int8 {
             S::high_nibbles(lines[2]),
             S::high_nibbles(lines[3]),
         ];
+        let x = x.tile(row, block);
+        let lane = row % 8;
         for (r, sum) in sums.iter_mut().enumerate() {
-            let first = (row + r) * x.width + 32 * block;
-            let (codes, fines) = (x.codes.add(first), x.fine.add(first));
-            let at = (row + r) * x.blocks() + block;
-            let (mut dot, mut fine) = (S::nibble_zero(), S::nibble_zero());
-            for c in 0..4 {
-                dot = S::nibble_dot(dot, low[c], codes.add(4 * c));
-                fine = S::nibble_dot(fine, low[c], fines.add(4 * c));
-                dot = S::nibble_dot(dot, high[c], codes.add(16 + 4 * c));
-                fine = S::nibble_dot(fine, high[c], fines.add(16 + 4 * c));
+            let dot = nibbles_dot::<S>(&low, &high, (*x).codes[lane + r].as_ptr());
+            let scaled = S::mul(d, S::splat((*x).scales[lane + r]));
+            *sum = S::fma(m, S::splat((*x).sums[lane + r]), *sum);
+            *sum = S::fma(dot, scaled, *sum);
+        }
+        if (*x).is_fine::<M>(lane) {
+            let d = S::mul(d, S::splat(1.0 / FINE));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let dot = nibbles_dot::<S>(&low, &high, (*x).fine[lane + r].as_ptr());
+                *sum = S::fma(dot, S::mul(d, S::splat((*x).scales[lane + r])), *sum);
             }
-            let dot = S::to_f(S::nibble_sum(dot));
-            let dot = S::fma(S::to_f(S::nibble_sum(fine)), S::splat(1.0 / FINE), dot);
-            *sum = S::fma(dot, S::mul(d, S::splat(*x.scales.add(at))), *sum);
-            *sum = S::fma(m, S::splat(*x.sums.add(at)), *sum);
         }
     }
 }

@@ -41,18 +41,20 @@ impl PanelDot for Q8_0Int8 {
             S::load_bytes(line.add(384)),
             S::load_bytes(line.add(448)),
         ];
+        let x = x.tile(row, block);
+        let lane = row % 8;
         for (r, sum) in sums.iter_mut().enumerate() {
-            let first = (row + r) * x.width + 32 * block;
-            let (codes, fines) = (x.codes.add(first), x.fine.add(first));
-            let at = (row + r) * x.blocks() + block;
-            let mut dot = S::byte_start(*x.code_sums.add(at));
-            let mut fine = S::byte_start(*x.fine_sums.add(at));
-            for (c, line) in lines.iter().enumerate() {
-                dot = S::byte_dot(dot, *line, codes.add(4 * c));
-                fine = S::byte_dot(fine, *line, fines.add(4 * c));
+            let start = S::byte_start(i32::from((*x).code_sums[lane + r]));
+            let dot = bytes_dot::<S>(start, &lines, (*x).codes[lane + r].as_ptr());
+            *sum = S::fma(dot, S::mul(d, S::splat((*x).scales[lane + r])), *sum);
+        }
+        if (*x).is_fine::<M>(lane) {
+            let d = S::mul(d, S::splat(1.0 / FINE));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let start = S::byte_start(i32::from((*x).fine_sums[lane + r]));
+                let dot = bytes_dot::<S>(start, &lines, (*x).fine[lane + r].as_ptr());
+                *sum = S::fma(dot, S::mul(d, S::splat((*x).scales[lane + r])), *sum);
             }
-            let dot = S::fma(S::to_f(fine), S::splat(1.0 / FINE), S::to_f(dot));
-            *sum = S::fma(dot, S::mul(d, S::splat(*x.scales.add(at))), *sum);
         }
     }
 }
@@ -87,4 +89,14 @@ impl PanelDot for Q8_0Exact {
             *sum = S::add(*sum, part);
         }
     }
+}
+
+/// The dot products of a block's 16 rows with 32 activations.
+#[inline(always)]
+unsafe fn bytes_dot<S: Simd>(start: S::I, lines: &[S::B; 8], x: *const i8) -> S::F {
+    let mut dot = start;
+    for (c, line) in lines.iter().enumerate() {
+        dot = S::byte_dot(dot, *line, x.add(4 * c));
+    }
+    S::to_f(dot)
 }

@@ -50,7 +50,6 @@ pub(crate) trait Simd: Copy + 'static {
     /// The largest lane.
     unsafe fn max_lane(a: Self::F) -> f32;
 
-    unsafe fn splat_i(value: i32) -> Self::I;
     unsafe fn to_f(a: Self::I) -> Self::F;
     /// Rounds to nearest and keeps the low byte of each lane: 16 signed bytes.
     unsafe fn store_i8(to: *mut i8, a: Self::F);

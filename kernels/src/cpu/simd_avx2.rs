@@ -117,10 +117,6 @@ impl Simd for Avx2 {
         _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
     #[inline(always)]
-    unsafe fn splat_i(value: i32) -> Self::I {
-        [_mm256_set1_epi32(value); 2]
-    }
-    #[inline(always)]
     unsafe fn to_f(a: Self::I) -> Self::F {
         [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])]
     }

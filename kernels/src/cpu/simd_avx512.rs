@@ -91,10 +91,6 @@ impl Simd for Avx512 {
         _mm512_reduce_max_ps(a)
     }
     #[inline(always)]
-    unsafe fn splat_i(value: i32) -> Self::I {
-        _mm512_set1_epi32(value)
-    }
-    #[inline(always)]
     unsafe fn to_f(a: Self::I) -> Self::F {
         _mm512_cvtepi32_ps(a)
     }

@@ -96,10 +96,6 @@ impl Simd for Portable {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
-    unsafe fn splat_i(value: i32) -> Self::I {
-        [value; 16]
-    }
-    #[inline(always)]
     unsafe fn to_f(a: Self::I) -> Self::F {
         a.map(|v| v as f32)
     }
