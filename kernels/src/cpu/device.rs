@@ -67,7 +67,7 @@ impl Device for CpuDevice {
         DeviceInfo {
             name: NAME.to_owned(),
             isa: self.isa.name().to_owned(),
-            threads: self.pool.threads(),
+            threads: self.pool.workers(),
         }
     }
 
@@ -77,13 +77,14 @@ impl Device for CpuDevice {
         weights: &dyn WeightSource,
         options: LoadOptions,
     ) -> Result<Box<dyn LoadedProgram>, DeviceError> {
-        let loaded = Loaded::load(program, weights, options, self.isa, self.pool.threads())?;
+        let loaded = Loaded::load(program, weights, options, self.isa, self.pool.workers())?;
         Ok(Box::new(CpuProgram {
             writers: vec![0; options.kv.blocks],
             loaded: Arc::new(loaded),
             pool: Arc::clone(&self.pool),
             sampler: Sampler::new(self.isa),
             state: State::Idle,
+            last: [None, None],
             outputs: 0,
             steps: 0,
         }))
@@ -92,6 +93,7 @@ impl Device for CpuDevice {
 
 enum State {
     Idle,
+    /// Submitted; its other worker threads are at it.
     Running(Arc<Task>),
     Failed(String),
 }
@@ -101,6 +103,8 @@ struct CpuProgram {
     pool: Arc<Pool>,
     sampler: Sampler,
     state: State,
+    /// The last two steps, by their turn with the tickets.
+    last: [Option<Arc<Task>>; 2],
     /// Rows of the last step's output.
     outputs: usize,
     /// By block, the last step that writes it.
@@ -131,7 +135,7 @@ impl CpuProgram {
     /// Waits for a running step, so that the program's memory is this thread's alone.
     fn idle(&mut self) -> Result<(), DeviceError> {
         if let State::Running(task) = &self.state {
-            self.state = match task.wait() {
+            self.state = match self.pool.wait(task) {
                 Ok(()) => State::Idle,
                 Err(reason) => State::Failed(reason),
             };
@@ -241,7 +245,11 @@ impl LoadedProgram for CpuProgram {
     fn submit(&mut self, batch: &StepBatch) -> Result<(), DeviceError> {
         self.idle()?;
         self.check(batch)?;
-        self.loaded.tickets.iter().for_each(Ticket::reset);
+        let turn = self.steps as usize % 2;
+        if let Some(task) = self.last[turn].take() {
+            task.wait_empty();
+        }
+        self.loaded.tickets[turn].iter().for_each(Ticket::reset);
         let output = self.loaded.program.output.buffer;
         self.outputs = match self.loaded.program.buffers[output.index()].rows {
             galerne_core::graph::Rows::Tokens => batch.tokens.len(),
@@ -250,9 +258,12 @@ impl LoadedProgram for CpuProgram {
         };
         let job = StepJob {
             loaded: Arc::clone(&self.loaded),
+            turn,
             step: Step::new(batch.clone()),
         };
-        self.state = State::Running(self.pool.submit(Box::new(job)));
+        let task = self.pool.submit(Box::new(job));
+        self.last[turn] = Some(Arc::clone(&task));
+        self.state = State::Running(task);
         Ok(())
     }
 

@@ -9,14 +9,14 @@ use galerne_core::ids::LayerId;
 
 use super::attention::{Attend, attend, tile_tokens};
 use super::elementwise::{Elementwise, elementwise};
+use super::exec_linear::LinearOp;
+use super::fuse::Planned;
 use super::kv::KvElement;
-use super::linear::{LinearIn, LinearOut, linear};
-use super::load::{Loaded, OWN_QUANT_ROWS};
+use super::load::Loaded;
 use super::memory::Rect;
 use super::mixture::Mixture;
 use super::norm::{L2Normalise, LayerNorm, RmsNorm};
 use super::pool::{Job, Poisoned, Ticket, Worker};
-use super::quantize_rows::quantize_row;
 use super::simd::dispatch;
 use crate::device::{Precision, SequenceSlice, StepBatch};
 use crate::program::{BufferId, Instr, MixtureSpec, NormKind, NormSpec, RopeId, View, WeightId};
@@ -53,41 +53,66 @@ impl Step {
 /// One step of one program.
 pub(crate) struct StepJob {
     pub(crate) loaded: Arc<Loaded>,
+    /// Which of the two sets of tickets.
+    pub(crate) turn: usize,
     pub(crate) step: Step,
 }
 
 impl Job for StepJob {
     fn run(&self, worker: &Worker<'_>) -> Result<(), Poisoned> {
         for (rope, table) in self.loaded.ropes.iter().enumerate() {
-            self.share(
+            share(
                 worker,
-                &self.loaded.tickets[rope],
+                &self.tickets()[rope],
                 self.step.positions.len(),
                 |token| {
                     // SAFETY: each token is handed to one worker.
                     unsafe { table.fill(token, self.step.positions[token]) };
                 },
-            );
+            )?;
         }
-        worker.meet()?;
-        for (at, instr) in self.loaded.program.instrs.iter().enumerate() {
-            self.instr(worker, at, instr)?;
-            worker.meet()?;
+        let instrs = &self.loaded.program.instrs;
+        for planned in &self.loaded.planned {
+            match *planned {
+                Planned::One(at) => self.row_wise(worker, at, &instrs[at])?,
+                Planned::Linear { at, prologue } => {
+                    let prologue = prologue.map(|at| &instrs[at]);
+                    if let Instr::Linear {
+                        x,
+                        weight,
+                        bias,
+                        accumulate,
+                        out,
+                    } = instrs[at]
+                    {
+                        let op = LinearOp {
+                            x,
+                            weight,
+                            bias,
+                            accumulate,
+                            out,
+                        };
+                        self.linear(worker, at, op, prologue)?;
+                    }
+                }
+            }
         }
         Ok(())
     }
 }
 
+/// Runs `part` for this worker's share of `0 .. units`, and waits for the others' shares.
+fn share(worker: &Worker<'_>, ticket: &Ticket, units: usize, part: impl Fn(usize)) -> Result<(), Poisoned> {
+    worker.run(ticket, units, |range| range.for_each(&part))
+}
+
 impl StepJob {
-    /// Runs `part` for this worker's share of `0 .. units`.
-    fn share(&self, worker: &Worker<'_>, ticket: &Ticket, units: usize, part: impl Fn(usize)) {
-        while let Some(range) = ticket.claim(units, worker.count) {
-            range.for_each(&part);
-        }
+    pub(super) fn ticket(&self, at: usize, part: usize) -> &Ticket {
+        &self.tickets()[self.loaded.ropes.len() + 2 * at + part]
     }
 
-    fn ticket(&self, at: usize, part: usize) -> &Ticket {
-        &self.loaded.tickets[self.loaded.ropes.len() + 2 * at + part]
+    fn tickets(&self) -> &[Ticket] {
+        &self.loaded.tickets[self.turn]
     }
 
     fn rows(&self, buffer: BufferId) -> usize {
@@ -98,27 +123,12 @@ impl StepJob {
         }
     }
 
-    fn rect(&self, view: View) -> Rect {
+    pub(super) fn rect(&self, view: View) -> Rect {
         self.loaded.rect(view, self.rows(view.buffer))
     }
 
-    fn instr(&self, worker: &Worker<'_>, at: usize, instr: &Instr) -> Result<(), Poisoned> {
-        if let Instr::Linear {
-            x,
-            weight,
-            bias,
-            accumulate,
-            out,
-        } = *instr
-        {
-            return self.linear(worker, at, (x, weight, bias), out, accumulate);
-        }
-        self.row_wise(worker, at, instr);
-        Ok(())
-    }
-
     /// Instructions whose shares need not wait for each other.
-    fn row_wise(&self, worker: &Worker<'_>, at: usize, instr: &Instr) {
+    fn row_wise(&self, worker: &Worker<'_>, at: usize, instr: &Instr) -> Result<(), Poisoned> {
         match *instr {
             Instr::Embedding { table, index, out } => self.embedding(worker, at, table, index, out),
             Instr::Norm { x, norm, out } => self.norm(worker, at, None, x, &norm, out),
@@ -127,9 +137,7 @@ impl StepJob {
                 delta,
                 norm,
                 out,
-            } => {
-                self.norm(worker, at, Some(delta), residual, &norm, out);
-            }
+            } => self.norm(worker, at, Some(delta), residual, &norm, out),
             Instr::Rope { x, rope, head_width } => self.rope(worker, at, x, rope, head_width as usize),
             Instr::RopeAppend {
                 layer,
@@ -154,19 +162,17 @@ impl StepJob {
                 up,
                 function,
                 out,
-            } => {
-                self.elementwise(worker, at, Elementwise::ActivateMul(function), gate, up, out);
-            }
+            } => self.elementwise(worker, at, Elementwise::ActivateMul(function), gate, up, out),
             Instr::Add { a, b, out } => self.elementwise(worker, at, Elementwise::Add, a, b, out),
             Instr::Mul { a, b, out } => self.elementwise(worker, at, Elementwise::Mul, a, b, out),
             Instr::Scale { x, factor, out } => {
-                self.elementwise(worker, at, Elementwise::Scale(factor), x, x, out);
+                self.elementwise(worker, at, Elementwise::Scale(factor), x, x, out)
             }
             Instr::Activate { x, function, out } => {
-                self.elementwise(worker, at, Elementwise::Activate(function), x, x, out);
+                self.elementwise(worker, at, Elementwise::Activate(function), x, x, out)
             }
             Instr::SoftCap { x, cap, out } => {
-                self.elementwise(worker, at, Elementwise::SoftCap(cap), x, x, out);
+                self.elementwise(worker, at, Elementwise::SoftCap(cap), x, x, out)
             }
             Instr::Copy {
                 x,
@@ -177,20 +183,27 @@ impl StepJob {
                 groups,
             } => {
                 let strides = (x_stride as usize, out_stride as usize);
-                self.copy(worker, at, x, out, group as usize, strides, groups as usize);
+                self.copy(worker, at, x, out, group as usize, strides, groups as usize)
             }
             Instr::Mixture { x, ref mixture, out } => self.mixture(worker, at, x, mixture, out),
             Instr::MeanPool { x, out } => self.pool(worker, at, x, out, mean_row),
             Instr::ClsPool { x, out } => self.pool(worker, at, x, out, first_row),
             Instr::L2Normalise { x, width, out } => self.l2_normalise(worker, at, x, width as usize, out),
             Instr::OutputRows { x, out } => self.output_rows(worker, at, x, out),
-            Instr::Linear { .. } => unreachable!("linear has two parts and is run by its own function"),
+            Instr::Linear { .. } => unreachable!("linear maps are planned with their prologues"),
         }
     }
 
-    fn embedding(&self, worker: &Worker<'_>, at: usize, table: WeightId, index: EmbeddingIndex, out: View) {
+    fn embedding(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        table: WeightId,
+        index: EmbeddingIndex,
+        out: View,
+    ) -> Result<(), Poisoned> {
         let (parts, out) = (&self.loaded.matrices[table.index()], self.rect(out));
-        self.share(worker, self.ticket(at, 0), out.rows, |token| {
+        share(worker, self.ticket(at, 0), out.rows, |token| {
             let entry = match index {
                 EmbeddingIndex::Tokens => self.step.batch.tokens[token].index(),
                 EmbeddingIndex::Positions(offset) => (self.step.positions[token] + offset) as usize,
@@ -201,128 +214,89 @@ impl StepJob {
                 let row = unsafe { out.row_mut(token) };
                 part.matrix.dequantize_row(entry - part.column, row);
             }
-        });
+        })
     }
 
-    fn linear(
+    fn norm(
         &self,
         worker: &Worker<'_>,
         at: usize,
-        (x, weight, bias): (View, WeightId, Option<WeightId>),
+        delta: Option<View>,
+        x: View,
+        norm: &NormSpec,
         out: View,
-        accumulate: bool,
     ) -> Result<(), Poisoned> {
-        let (x, out, isa) = (self.rect(x), self.rect(out), self.loaded.isa);
-        let parts = &self.loaded.matrices[weight.index()];
-        let quantized = parts.iter().any(|part| part.matrix.dtype.block_elements() > 1);
-        let quant = if self.loaded.options.precision == Precision::F32 || !quantized {
-            None
-        } else if x.rows <= OWN_QUANT_ROWS {
-            let quant = self.loaded.workers[worker.index].quant.rows(x.width);
-            // SAFETY: this worker's own room; x is only read until the next meeting.
-            (0..x.rows).for_each(|row| unsafe { quantize_row(isa, x, quant, row) });
-            Some(quant)
-        } else {
-            let quant = self.loaded.quant.rows(x.width);
-            self.share(worker, self.ticket(at, 1), x.rows, |row| {
-                // SAFETY: each row is handed to one worker.
-                unsafe { quantize_row(isa, x, quant, row) };
-            });
-            worker.meet()?;
-            Some(quant)
-        };
-        let bias = bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr());
-        let panels = parts.iter().map(|part| part.matrix.panels()).sum();
-        while let Some(range) = self.ticket(at, 0).claim(panels, worker.count) {
-            let mut first = 0;
-            for part in parts {
-                let count = part.matrix.panels();
-                let mine = range.start.max(first)..range.end.min(first + count);
-                if !mine.is_empty() {
-                    let out = LinearOut {
-                        rect: out,
-                        column: part.column,
-                        // SAFETY: a bias has one element per output column, checked at load.
-                        bias: bias.map(|bias| unsafe { bias.add(part.column) }),
-                        accumulate,
-                    };
-                    let input = LinearIn { float: x, quant };
-                    // SAFETY: each panel is handed to one worker; x is only read; widths were checked at load.
-                    unsafe {
-                        linear(
-                            isa,
-                            &part.matrix,
-                            mine.start - first..mine.end - first,
-                            input,
+        let (x, out) = (self.rect(x), self.rect(out));
+        let delta = delta.map(|delta| self.rect(delta));
+        share(worker, self.ticket(at, 0), x.rows, |row| {
+            // SAFETY: each row is handed to one worker.
+            unsafe {
+                if let Some(delta) = delta {
+                    elementwise(self.loaded.isa, Elementwise::Add, x, delta, x, row);
+                }
+                self.norm_row(x, norm, out, row);
+            }
+        })
+    }
+
+    /// Row `row` of `x`, normed into `out`.
+    ///
+    /// # Safety
+    /// Nobody writes the row of `x`, nobody else touches that of `out`.
+    pub(super) unsafe fn norm_row(&self, x: Rect, norm: &NormSpec, out: Rect, row: usize) {
+        let (isa, n, eps) = (self.loaded.isa, norm.width as usize, norm.eps);
+        let weight = self.loaded.vectors[norm.weight.index()].as_ptr();
+        for group in (0..x.width).step_by(n) {
+            // SAFETY: by contract; groups lie within the row; the weight has n elements, checked at load.
+            unsafe {
+                let x = x.base.add(row * x.stride + group).cast_const();
+                let out = out.base.add(row * out.stride + group);
+                match norm.kind {
+                    NormKind::Rms {
+                        weight_offset: offset,
+                    } => dispatch(
+                        isa,
+                        RmsNorm {
+                            x,
+                            weight,
                             out,
+                            n,
+                            eps,
+                            offset,
+                        },
+                    ),
+                    NormKind::Layer { bias } => {
+                        let bias = bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr());
+                        dispatch(
+                            isa,
+                            LayerNorm {
+                                x,
+                                weight,
+                                bias,
+                                out,
+                                n,
+                                eps,
+                            },
                         );
                     }
                 }
-                first += count;
             }
         }
-        Ok(())
     }
 
-    fn norm(&self, worker: &Worker<'_>, at: usize, delta: Option<View>, x: View, norm: &NormSpec, out: View) {
-        let (x, out, isa) = (self.rect(x), self.rect(out), self.loaded.isa);
-        let delta = delta.map(|delta| self.rect(delta));
-        let weight = self.loaded.vectors[norm.weight.index()].as_ptr();
-        let (n, eps) = (norm.width as usize, norm.eps);
-        self.share(worker, self.ticket(at, 0), x.rows, |row| {
-            // SAFETY: each row is handed to one worker; groups lie within the row; the weight has n elements,
-            // checked at load.
-            unsafe {
-                if let Some(delta) = delta {
-                    elementwise(isa, Elementwise::Add, x, delta, x, row);
-                }
-                for group in (0..x.width).step_by(n) {
-                    let (x, out) = (
-                        x.base.add(row * x.stride + group),
-                        out.base.add(row * out.stride + group),
-                    );
-                    match norm.kind {
-                        NormKind::Rms {
-                            weight_offset: offset,
-                        } => {
-                            dispatch(
-                                isa,
-                                RmsNorm {
-                                    x,
-                                    weight,
-                                    out,
-                                    n,
-                                    eps,
-                                    offset,
-                                },
-                            );
-                        }
-                        NormKind::Layer { bias } => {
-                            let bias = bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr());
-                            dispatch(
-                                isa,
-                                LayerNorm {
-                                    x,
-                                    weight,
-                                    bias,
-                                    out,
-                                    n,
-                                    eps,
-                                },
-                            );
-                        }
-                    }
-                }
-            }
-        });
-    }
-
-    fn rope(&self, worker: &Worker<'_>, at: usize, x: View, rope: RopeId, head_width: usize) {
+    fn rope(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        x: View,
+        rope: RopeId,
+        head_width: usize,
+    ) -> Result<(), Poisoned> {
         let (x, table) = (self.rect(x), &self.loaded.ropes[rope.index()]);
-        self.share(worker, self.ticket(at, 0), x.rows, |token| {
+        share(worker, self.ticket(at, 0), x.rows, |token| {
             // SAFETY: each row is handed to one worker; the tables were filled before the first meeting.
             unsafe { table.rotate(token, x.row_mut(token), head_width) };
-        });
+        })
     }
 
     fn append<T: KvElement>(
@@ -332,11 +306,11 @@ impl StepJob {
         layer: LayerId,
         [q, k, v]: [View; 3],
         (q_rope, k_rope): (Option<RopeId>, Option<RopeId>),
-    ) {
+    ) -> Result<(), Poisoned> {
         let (q, k, v) = (self.rect(q), self.rect(k), self.rect(v));
         let head_width = self.loaded.program.layers[layer.index()].head_width as usize;
         let block_tokens = self.loaded.options.kv.block_tokens;
-        self.share(worker, self.ticket(at, 0), q.rows, |token| {
+        share(worker, self.ticket(at, 0), q.rows, |token| {
             let position = self.step.positions[token] as usize;
             let slice = &self.step.batch.sequences[self.step.owners[token] as usize];
             let block = slice.blocks[position / block_tokens];
@@ -355,10 +329,17 @@ impl StepJob {
                     .kv
                     .append::<T>(layer.index(), block, slot, k.row(token), v.row(token));
             }
-        });
+        })
     }
 
-    fn attention<T: KvElement>(&self, worker: &Worker<'_>, at: usize, layer: LayerId, q: View, out: View) {
+    fn attention<T: KvElement>(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        layer: LayerId,
+        q: View,
+        out: View,
+    ) -> Result<(), Poisoned> {
         let spec = &self.loaded.program.layers[layer.index()];
         let (q, out) = (self.rect(q), self.rect(out));
         let (kv_heads, group) = (spec.kv_heads as usize, (spec.heads / spec.kv_heads) as usize);
@@ -372,7 +353,7 @@ impl StepJob {
             1
         };
         let per_tile = kv_heads * split;
-        self.share(worker, self.ticket(at, 0), total * per_tile, |unit| {
+        share(worker, self.ticket(at, 0), total * per_tile, |unit| {
             // Later tiles see more keys: begin with them, so that the ends are even.
             let (mut index, part) = (total - 1 - unit / per_tile, unit % per_tile);
             for slice in &self.step.batch.sequences {
@@ -402,15 +383,23 @@ impl StepJob {
                 unsafe { attend(self.loaded.isa, unit) };
                 break;
             }
-        });
+        })
     }
 
-    fn elementwise(&self, worker: &Worker<'_>, at: usize, op: Elementwise, a: View, b: View, out: View) {
+    fn elementwise(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        op: Elementwise,
+        a: View,
+        b: View,
+        out: View,
+    ) -> Result<(), Poisoned> {
         let (a, b, out) = (self.rect(a), self.rect(b), self.rect(out));
-        self.share(worker, self.ticket(at, 0), out.rows, |row| {
+        share(worker, self.ticket(at, 0), out.rows, |row| {
             // SAFETY: each row is handed to one worker; overlaps were checked at load.
             unsafe { elementwise(self.loaded.isa, op, a, b, out, row) };
-        });
+        })
     }
 
     #[expect(clippy::too_many_arguments, reason = "one per field of the instruction")]
@@ -423,18 +412,25 @@ impl StepJob {
         group: usize,
         (x_stride, out_stride): (usize, usize),
         groups: usize,
-    ) {
+    ) -> Result<(), Poisoned> {
         let (x, out) = (self.rect(x), self.rect(out));
-        self.share(worker, self.ticket(at, 0), out.rows, |row| {
+        share(worker, self.ticket(at, 0), out.rows, |row| {
             // SAFETY: each row is handed to one worker; views do not overlap (checked at load).
             let (from, to) = unsafe { (x.row(row), out.row_mut(row)) };
             for g in 0..groups {
                 to[g * out_stride..][..group].copy_from_slice(&from[g * x_stride..][..group]);
             }
-        });
+        })
     }
 
-    fn mixture(&self, worker: &Worker<'_>, at: usize, x: View, spec: &MixtureSpec, out: View) {
+    fn mixture(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        x: View,
+        spec: &MixtureSpec,
+        out: View,
+    ) -> Result<(), Poisoned> {
         let (x, out, room) = (self.rect(x), self.rect(out), &self.loaded.workers[worker.index]);
         let mixture = Mixture {
             isa: self.loaded.isa,
@@ -452,10 +448,10 @@ impl StepJob {
                 ..rect
             }
         };
-        self.share(worker, self.ticket(at, 0), out.rows, |row| {
+        share(worker, self.ticket(at, 0), out.rows, |row| {
             // SAFETY: each row is handed to one worker, whose own room is used.
             unsafe { mixture.row(only(x, row), only(out, row)) };
-        });
+        })
     }
 
     fn pool(
@@ -465,18 +461,25 @@ impl StepJob {
         x: View,
         out: View,
         pool: fn(Rect, &SequenceSlice, &mut [f32]),
-    ) {
+    ) -> Result<(), Poisoned> {
         let (x, out) = (self.rect(x), self.rect(out));
-        self.share(worker, self.ticket(at, 0), out.rows, |sequence| {
+        share(worker, self.ticket(at, 0), out.rows, |sequence| {
             // SAFETY: each row is handed to one worker.
             let row = unsafe { out.row_mut(sequence) };
             pool(x, &self.step.batch.sequences[sequence], row);
-        });
+        })
     }
 
-    fn l2_normalise(&self, worker: &Worker<'_>, at: usize, x: View, n: usize, out: View) {
+    fn l2_normalise(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        x: View,
+        n: usize,
+        out: View,
+    ) -> Result<(), Poisoned> {
         let (x, out) = (self.rect(x), self.rect(out));
-        self.share(worker, self.ticket(at, 0), x.rows, |row| {
+        share(worker, self.ticket(at, 0), x.rows, |row| {
             for group in (0..x.width).step_by(n) {
                 // SAFETY: each row is handed to one worker; groups lie within the row.
                 unsafe {
@@ -487,16 +490,16 @@ impl StepJob {
                     dispatch(self.loaded.isa, L2Normalise { x, out, n });
                 }
             }
-        });
+        })
     }
 
-    fn output_rows(&self, worker: &Worker<'_>, at: usize, x: View, out: View) {
+    fn output_rows(&self, worker: &Worker<'_>, at: usize, x: View, out: View) -> Result<(), Poisoned> {
         let (x, out) = (self.rect(x), self.rect(out));
-        self.share(worker, self.ticket(at, 0), out.rows, |row| {
+        share(worker, self.ticket(at, 0), out.rows, |row| {
             let from = self.step.batch.output_rows[row];
             // SAFETY: each row is handed to one worker; views do not overlap (checked at load).
             unsafe { out.row_mut(row).copy_from_slice(x.row(from)) };
-        });
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use galerne_core::graph::Rows;
 
+use super::fuse::Planned;
 use crate::program::{BufferId, Instr, Program, View};
 
 /// Where buffers lie.
@@ -31,8 +32,8 @@ impl RowsMax {
 }
 
 /// Places buffers: each takes the best-fitting place whose last user is done, or a new one.
-pub(crate) fn place(program: &Program, rows: RowsMax) -> Layout {
-    let lives = lives(program);
+pub(crate) fn place(program: &Program, planned: &[Planned], rows: RowsMax) -> Layout {
+    let lives = lives(program, planned);
     let sizes: Vec<usize> = program
         .buffers
         .iter()
@@ -77,8 +78,9 @@ pub(crate) fn place(program: &Program, rows: RowsMax) -> Layout {
 
 const LINE_ELEMENTS: usize = 16;
 
-/// First and last instruction that names each buffer; the output lives to the end.
-fn lives(program: &Program) -> Vec<Option<(usize, usize)>> {
+/// First and last instruction that names each buffer; the output lives to the end. What a prologue reads lives
+/// until its map is done.
+fn lives(program: &Program, planned: &[Planned]) -> Vec<Option<(usize, usize)>> {
     let mut lives = vec![None; program.buffers.len()];
     let mut touch = |buffer: BufferId, at: usize| {
         let life = lives[buffer.index()].get_or_insert((at, at));
@@ -91,6 +93,18 @@ fn lives(program: &Program) -> Vec<Option<(usize, usize)>> {
         }
     }
     touch(program.output.buffer, program.instrs.len());
+    for planned in planned {
+        if let Planned::Linear {
+            at,
+            prologue: Some(prologue),
+        } = *planned
+        {
+            for read in views(&program.instrs[prologue]).0 {
+                let life = lives[read.buffer.index()].get_or_insert((prologue, at));
+                life.1 = life.1.max(at);
+            }
+        }
+    }
     lives
 }
 
@@ -154,6 +168,7 @@ mod tests {
         };
         let layout = place(
             &program,
+            &[],
             RowsMax {
                 tokens: 4,
                 sequences: 1,

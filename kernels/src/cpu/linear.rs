@@ -23,7 +23,7 @@ use super::weights::{LANES, Matrix};
 
 /// Columns in one step of the inner loop.
 pub(crate) const BLOCK: usize = 32;
-/// Panels a worker takes side by side: as many streams from memory as its prefetchers like.
+/// Panels that stay in cache while all rows pass. Each is read from end to end: one stream is what prefetchers like.
 const PANELS: usize = 4;
 
 /// f32 activations in place.
@@ -146,55 +146,45 @@ impl<D: PanelDot> LinearKernel<'_, D> {
         let mut row = 0;
         while S::TILE_ROWS >= 8 && rows - row >= 8 {
             for p in panel..panel + panels {
-                self.tile::<S, 1, 8>(p, row);
+                self.tile::<S, 8>(p, row);
             }
             row += 8;
         }
         while rows - row >= 4 {
             for p in panel..panel + panels {
-                self.tile::<S, 1, 4>(p, row);
+                self.tile::<S, 4>(p, row);
             }
             row += 4;
         }
         if rows - row >= 2 {
             for p in panel..panel + panels {
-                self.tile::<S, 1, 2>(p, row);
+                self.tile::<S, 2>(p, row);
             }
             row += 2;
         }
         if rows > row {
-            if panels == PANELS {
-                self.tile::<S, PANELS, 1>(panel, row);
-            } else {
-                for p in panel..panel + panels {
-                    self.tile::<S, 1, 1>(p, row);
-                }
+            for p in panel..panel + panels {
+                self.tile::<S, 1>(p, row);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const P: usize, const M: usize>(&self, panel: usize, row: usize) {
+    unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, row: usize) {
         let width = self.matrix.width;
         let first = self.matrix.panel(panel);
-        let mut sums = [[S::splat(0.0); M]; P];
+        let mut sums = [S::splat(0.0); M];
         for block in 0..width / BLOCK {
-            for (p, sums) in sums.iter_mut().enumerate() {
-                let w = first.add(p * self.matrix.panel_bytes + block * D::BLOCK_BYTES);
-                D::block::<S, M>(w, &self.x, row, block, BLOCK, sums);
-            }
+            let w = first.add(block * D::BLOCK_BYTES);
+            D::block::<S, M>(w, &self.x, row, block, BLOCK, &mut sums);
         }
         let rest = width % BLOCK;
         if rest > 0 {
-            for (p, sums) in sums.iter_mut().enumerate() {
-                let w = first.add(p * self.matrix.panel_bytes + (width / BLOCK) * D::BLOCK_BYTES);
-                D::block::<S, M>(w, &self.x, row, width / BLOCK, rest, sums);
-            }
+            let w = first.add((width / BLOCK) * D::BLOCK_BYTES);
+            D::block::<S, M>(w, &self.x, row, width / BLOCK, rest, &mut sums);
         }
-        for (p, sums) in sums.into_iter().enumerate() {
-            for (m, sum) in sums.into_iter().enumerate() {
-                self.finish::<S>(sum, panel + p, row + m);
-            }
+        for (m, sum) in sums.into_iter().enumerate() {
+            self.finish::<S>(sum, panel, row + m);
         }
     }
 

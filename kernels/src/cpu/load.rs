@@ -8,10 +8,11 @@ use galerne_core::weights::WeightSource;
 
 use super::attention::AttentionScratch;
 use super::check::check;
+use super::fuse::{Planned, plan};
 use super::isa::Isa;
 use super::kv::KvPool;
 use super::layout::{Layout, RowsMax, place};
-use super::memory::{Memory, Rect};
+use super::memory::{Arena, Memory, Rect};
 use super::mixture::{MixtureScratch, Part};
 use super::pool::Ticket;
 use super::quantize_rows::QuantBuffer;
@@ -32,8 +33,11 @@ pub(crate) struct Loaded {
     pub(crate) vectors: Vec<Vec<f32>>,
     pub(crate) ropes: Vec<RopeTable>,
     pub(crate) kv: KvPool,
-    /// Two per instruction, after one per rotation table.
-    pub(crate) tickets: Vec<Ticket>,
+    /// What runs together.
+    pub(crate) planned: Vec<Planned>,
+    /// Two per instruction, after one per rotation table. Two sets that steps use in turn: a straggler of the last
+    /// step may still look at its own.
+    pub(crate) tickets: [Vec<Ticket>; 2],
     /// For steps whose rows all workers quantize together.
     pub(crate) quant: QuantBuffer,
     pub(crate) workers: Vec<WorkerRoom>,
@@ -51,12 +55,32 @@ pub(crate) struct Loaded {
 pub(crate) struct WorkerRoom {
     pub(crate) attention: AttentionScratch,
     pub(crate) mixture: MixtureScratch,
-    /// For a step of few rows, which each worker quantizes for itself.
+    /// For a step of few rows, which each worker prepares for itself.
+    rows: Memory,
+    /// The same, quantized.
     pub(crate) quant: QuantBuffer,
 }
 
-/// Rows up to which each worker quantizes all of them: cheaper than to meet.
-pub(crate) const OWN_QUANT_ROWS: usize = 4;
+impl WorkerRoom {
+    /// Room for rows like those of `x`, at most [`OWN_ROWS`] of them.
+    pub(crate) fn own_rows(&self, x: Rect) -> Rect {
+        assert!(x.rows <= OWN_ROWS && x.rows * x.width * 4 <= self.rows.size_bytes());
+        Rect {
+            base: self.rows.f32s(),
+            stride: x.width,
+            ..x
+        }
+    }
+}
+
+/// Rows up to which each worker prepares a map's input for itself: cheaper than to wait for each other.
+pub(crate) const OWN_ROWS: usize = 4;
+
+fn tickets(program: &Program) -> Vec<Ticket> {
+    (0..program.ropes.len() + 2 * program.instrs.len())
+        .map(|_| Ticket::default())
+        .collect()
+}
 
 impl Loaded {
     /// Loads everything.
@@ -72,6 +96,7 @@ impl Loaded {
         let uses = Uses::of(program);
         let mut loader = Loader {
             source,
+            arena: Arena::default(),
             matrices: HashMap::new(),
         };
         let mut matrices = Vec::with_capacity(program.weights.len());
@@ -92,7 +117,8 @@ impl Loaded {
             tokens: options.step_tokens_max,
             sequences: options.sequences_max,
         };
-        let layout = place(program, rows_max);
+        let planned = plan(program);
+        let layout = place(program, &planned, rows_max);
         let buffers = Memory::zeroed("buffers", layout.elements * 4)?;
         let kv = KvPool::new(&program.layers, options.kv, options.precision)?;
         let quant_width = match options.precision {
@@ -108,7 +134,8 @@ impl Loaded {
             Ok(WorkerRoom {
                 attention: AttentionScratch::new(&program.layers, slots)?,
                 mixture: MixtureScratch::new(uses.experts.max(1), uses.inner, uses.width)?,
-                quant: QuantBuffer::new(OWN_QUANT_ROWS, quant_width.max(uses.mixture_quant_width))?,
+                rows: Memory::zeroed("linear inputs", OWN_ROWS * uses.quant_width * 4)?,
+                quant: QuantBuffer::new(OWN_ROWS, quant_width.max(uses.mixture_quant_width))?,
             })
         });
         let vector_bytes: usize = vectors.iter().map(|v| v.len() * 4).sum();
@@ -122,9 +149,8 @@ impl Loaded {
                 .iter()
                 .map(|spec| RopeTable::new(spec, options.step_tokens_max))
                 .collect::<Result<_, _>>()?,
-            tickets: (0..program.ropes.len() + 2 * program.instrs.len())
-                .map(|_| Ticket::default())
-                .collect(),
+            tickets: [tickets(program), tickets(program)],
+            planned,
             quant: QuantBuffer::new(options.step_tokens_max.max(options.sequences_max), quant_width)?,
             workers: workers.collect::<Result<_, DeviceError>>()?,
             vocabulary: entries(program, &matrices, |index| index == EmbeddingIndex::Tokens, 0),
@@ -153,7 +179,9 @@ impl Loaded {
 
     /// Bytes held.
     pub(crate) fn memory(&self) -> MemoryUse {
-        let room = |w: &WorkerRoom| w.attention.size_bytes() + w.mixture.size_bytes() + w.quant.size_bytes();
+        let room = |w: &WorkerRoom| {
+            w.attention.size_bytes() + w.mixture.size_bytes() + w.rows.size_bytes() + w.quant.size_bytes()
+        };
         MemoryUse {
             weight_bytes: self.weight_bytes,
             kv_bytes: self.kv.size_bytes(),
@@ -223,6 +251,7 @@ fn positions(program: &Program, matrices: &[Vec<Part>]) -> Option<usize> {
 /// Loads each stored tensor once, however many weights name it.
 struct Loader<'a> {
     source: &'a dyn WeightSource,
+    arena: Arena,
     matrices: HashMap<String, Arc<Matrix>>,
 }
 
@@ -235,7 +264,7 @@ impl Loader<'_> {
             let matrix = match self.matrices.get(name).filter(|matrix| matrix.width == width) {
                 Some(matrix) => Arc::clone(matrix),
                 None => {
-                    let matrix = Arc::new(load_matrix(self.source, name, width)?);
+                    let matrix = Arc::new(load_matrix(self.source, name, width, &mut self.arena)?);
                     self.matrices.insert(name.clone(), Arc::clone(&matrix));
                     matrix
                 }

@@ -3,6 +3,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::device::DeviceError;
 
@@ -68,6 +69,62 @@ impl Drop for Memory {
             // SAFETY: allocated in `zeroed` with this layout, freed once.
             unsafe { dealloc(self.base.as_ptr(), self.layout) };
         }
+    }
+}
+
+/// Bytes an arena maps at once; only what is touched takes memory.
+const CHUNK_BYTES: usize = 64 << 20;
+
+/// Many pieces in few mappings: pieces smaller than a huge page would each lie on small pages, which costs half of the
+/// bandwidth of reading them.
+#[derive(Debug, Default)]
+pub(crate) struct Arena {
+    chunk: Option<Arc<Memory>>,
+    taken: usize,
+}
+
+/// A part of an arena's memory.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    memory: Arc<Memory>,
+    start: usize,
+    size_bytes: usize,
+}
+
+impl Arena {
+    /// The next `size_bytes`, zeroed, aligned to cache lines, and with a margin like that of [`Memory::zeroed`].
+    pub(crate) fn take(&mut self, what: &'static str, size_bytes: usize) -> Result<Piece, DeviceError> {
+        let room = size_bytes.next_multiple_of(LINE_BYTES) + LINE_BYTES;
+        let fits = |chunk: &&Arc<Memory>| self.taken + room <= chunk.size_bytes();
+        let memory = match self.chunk.as_ref().filter(fits) {
+            Some(chunk) => Arc::clone(chunk),
+            None => {
+                self.taken = 0;
+                let chunk = Arc::new(Memory::zeroed(what, room.max(CHUNK_BYTES))?);
+                Arc::clone(self.chunk.insert(chunk))
+            }
+        };
+        let start = self.taken;
+        self.taken += room;
+        Ok(Piece {
+            memory,
+            start,
+            size_bytes,
+        })
+    }
+}
+
+impl Piece {
+    /// The first byte.
+    #[inline(always)]
+    pub(crate) fn ptr(&self) -> *mut u8 {
+        // SAFETY: an arena hands out starts inside its chunk.
+        unsafe { self.memory.ptr().add(self.start) }
+    }
+
+    /// Bytes asked for.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.size_bytes
     }
 }
 
@@ -138,5 +195,27 @@ impl Rect {
         assert!(r < self.rows);
         // SAFETY: as in `row`, and exclusive by contract.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(r * self.stride), self.width) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_aligned_and_apart() {
+        let mut arena = Arena::default();
+        let pieces: Vec<Piece> = [100, 1, CHUNK_BYTES, 4_096, 63]
+            .into_iter()
+            .map(|size| arena.take("a test", size).unwrap())
+            .collect();
+        for (i, piece) in pieces.iter().enumerate() {
+            let (start, end) = (piece.ptr() as usize, piece.ptr() as usize + piece.size_bytes());
+            assert!(start.is_multiple_of(LINE_BYTES));
+            for other in &pieces[i + 1..] {
+                let (from, to) = (other.ptr() as usize, other.ptr() as usize + other.size_bytes());
+                assert!(end + LINE_BYTES <= from || to + LINE_BYTES <= start);
+            }
+        }
     }
 }

@@ -6,6 +6,8 @@ mod check;
 mod device;
 mod elementwise;
 mod exec;
+mod exec_linear;
+mod fuse;
 mod isa;
 mod kv;
 mod layout;

@@ -1,10 +1,9 @@
-//! Persistent worker threads that run one task after another, all workers on each. Knows nothing of programs.
+//! Threads that work through one task together: whoever submits it and the pool's own. Knows nothing of programs.
 //!
-//! A task is one function that every worker runs with its own index; workers share the work by [`Ticket`]s and
-//! meet at a [`Barrier`] between dependent parts. That costs under a microsecond per part where a queue of
-//! small jobs would cost several.
+//! A task is one function that every worker runs with its own index. It is cut into phases, each with a
+//! [`Ticket`] that hands out its units piecewise and counts those done. Workers wait for the units of a phase, not for
+//! each other: one that the system has put to sleep, or that comes late, holds nobody up unless it has a piece in hand.
 
-use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,9 +12,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a worker looks for work or waits at a barrier before it sleeps: longer than the usual gap between
-/// two steps of a decode loop, short enough not to be seen in an idle process.
-const SPIN: Duration = Duration::from_micros(60);
+/// How long a worker waits for a phase before it sleeps: longer than pieces differ, shorter than a time slice.
+const SPIN_PHASE: Duration = Duration::from_micros(100);
+/// How long a thread looks for a new task before it sleeps: longer than the usual gap between two steps of a decode
+/// loop. It gives its core away meanwhile to whoever else wants it.
+const SPIN_IDLE: Duration = Duration::from_micros(200);
 
 /// Another worker of the task has panicked: give up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,46 +24,71 @@ pub(crate) struct Poisoned;
 
 /// Work for all workers.
 pub(crate) trait Job: Send + Sync {
-    /// The part of worker `worker.index`. Returns early when the barrier says so.
+    /// The part of worker `worker.index`; returns when the work of all is done, or early with an error of
+    /// [`Worker::run`]. Outside pieces it was handed it may touch nothing that the job writes.
     fn run(&self, worker: &Worker<'_>) -> Result<(), Poisoned>;
 }
 
 /// Who runs a job.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Worker<'a> {
-    /// From 0.
+    /// From 0, which is whoever waits for the task.
     pub(crate) index: usize,
-    /// Workers on this job.
+    /// Workers there may be on this job.
     pub(crate) count: usize,
-    barrier: &'a Barrier,
+    meeting: &'a Meeting,
 }
 
 impl Worker<'_> {
-    /// Waits until all workers are here; what they wrote before is then visible.
-    pub(crate) fn meet(&self) -> Result<(), Poisoned> {
-        self.barrier.wait()
+    /// One phase: runs `part` on pieces of `0 .. units` until none are left, then waits until those of other workers
+    /// are done too. What they wrote is then visible.
+    #[inline]
+    pub(crate) fn run(
+        &self,
+        ticket: &Ticket,
+        units: usize,
+        mut part: impl FnMut(Range<usize>),
+    ) -> Result<(), Poisoned> {
+        while let Some(piece) = ticket.claim(units, self.count) {
+            let count = piece.len();
+            part(piece);
+            // Sequentially consistent with the sleepers' count: either a sleeper sees the units done, or this
+            // thread sees the sleeper.
+            if ticket.done.fetch_add(count, Ordering::SeqCst) + count == units {
+                self.meeting.wake_sleepers();
+            }
+        }
+        self.meeting.wait(|| ticket.done.load(Ordering::SeqCst) >= units)
     }
 }
 
-/// Hands out a range of units piecewise: large pieces first, so that claims are few and the ends are even.
+/// Hands out the units of one phase: large pieces first, so that claims are few and the ends are even.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(crate) struct Ticket(AtomicUsize);
+pub(crate) struct Ticket {
+    taken: AtomicUsize,
+    done: AtomicUsize,
+}
 
 impl Ticket {
-    /// Before a task. Nobody may be claiming.
+    /// Before a task. Nobody may be in a task that uses it.
     pub(crate) fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.taken.store(0, Ordering::Relaxed);
+        self.done.store(0, Ordering::Relaxed);
     }
 
     /// The next units of `0 .. total`, or `None` if all are taken.
-    pub(crate) fn claim(&self, total: usize, workers: usize) -> Option<Range<usize>> {
-        let mut taken = self.0.load(Ordering::Relaxed);
+    fn claim(&self, total: usize, workers: usize) -> Option<Range<usize>> {
+        let mut taken = self.taken.load(Ordering::Relaxed);
         loop {
             let left = total.checked_sub(taken).filter(|&left| left > 0)?;
-            let piece = (left / (2 * workers)).max(1);
+            let piece = if workers == 1 {
+                left
+            } else {
+                (left / (2 * workers)).max(1)
+            };
             match self
-                .0
+                .taken
                 .compare_exchange_weak(taken, taken + piece, Ordering::Relaxed, Ordering::Relaxed)
             {
                 Ok(_) => return Some(taken..taken + piece),
@@ -72,56 +98,32 @@ impl Ticket {
     }
 }
 
-/// Where the workers of one task meet.
-#[derive(Debug)]
-struct Barrier {
-    count: usize,
-    arrived: AtomicUsize,
-    generation: AtomicUsize,
+/// Where the workers of one task wait for the end of a phase.
+#[derive(Debug, Default)]
+struct Meeting {
     poisoned: AtomicBool,
     sleepers: AtomicUsize,
     gate: Mutex<()>,
     wake: Condvar,
 }
 
-impl Barrier {
-    fn new(count: usize) -> Self {
-        Self {
-            count,
-            arrived: AtomicUsize::new(0),
-            generation: AtomicUsize::new(0),
-            poisoned: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
-            gate: Mutex::new(()),
-            wake: Condvar::new(),
-        }
-    }
-
-    fn wait(&self) -> Result<(), Poisoned> {
-        let generation = self.generation.load(Ordering::Acquire);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
-            self.arrived.store(0, Ordering::Relaxed);
-            // Sequentially consistent with the sleepers' count: either a sleeper sees the new generation, or
-            // this thread sees the sleeper.
-            self.generation
-                .store(generation.wrapping_add(1), Ordering::SeqCst);
-            self.wake_sleepers();
-        } else {
-            let open = || self.generation.load(Ordering::SeqCst) != generation || self.is_poisoned();
-            if !spin_until(open) {
-                self.sleepers.fetch_add(1, Ordering::SeqCst);
-                let mut guard = lock(&self.gate);
-                while !open() {
-                    guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
-                }
-                self.sleepers.fetch_sub(1, Ordering::SeqCst);
+impl Meeting {
+    #[inline]
+    fn wait(&self, done: impl Fn() -> bool) -> Result<(), Poisoned> {
+        let open = || done() || self.is_poisoned();
+        if !open() && !spin_until(SPIN_PHASE, std::hint::spin_loop, open) {
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            let mut guard = lock(&self.gate);
+            while !open() {
+                guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
         if self.is_poisoned() { Err(Poisoned) } else { Ok(()) }
     }
 
     fn is_poisoned(&self) -> bool {
-        self.poisoned.load(Ordering::SeqCst)
+        self.poisoned.load(Ordering::Relaxed)
     }
 
     fn poison(&self) {
@@ -137,31 +139,24 @@ impl Barrier {
     }
 }
 
-/// A job on its way through the pool. Wait for it with [`Task::wait`].
+/// A job on its way through the pool. [`Pool::wait`] takes part in it and ends it.
 pub(crate) struct Task {
+    /// From 1.
+    id: u64,
     job: Box<dyn Job>,
-    barrier: Barrier,
-    running: AtomicUsize,
+    count: usize,
+    meeting: Meeting,
     panic: Mutex<Option<String>>,
-    finished: Mutex<bool>,
-    done: Condvar,
+    /// Threads of the pool that are in the job. Rises only under the lock of the pool's list.
+    inside: AtomicUsize,
 }
 
 impl Task {
-    /// Sleeps until every worker is through. An error is the message of a panic.
-    pub(crate) fn wait(&self) -> Result<(), String> {
-        let mut finished = lock(&self.finished);
-        while !*finished {
-            finished = self.done.wait(finished).unwrap_or_else(PoisonError::into_inner);
-        }
-        lock(&self.panic).clone().map_or(Ok(()), Err)
-    }
-
     fn run_part(&self, index: usize) {
         let worker = Worker {
             index,
-            count: self.barrier.count,
-            barrier: &self.barrier,
+            count: self.count,
+            meeting: &self.meeting,
         };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.job.run(&worker))) {
             let text = payload
@@ -170,49 +165,55 @@ impl Task {
                 .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()))
                 .unwrap_or_else(|| "a worker panicked".to_owned());
             lock(&self.panic).get_or_insert(text);
-            self.barrier.poison();
+            self.meeting.poison();
         }
     }
 
-    fn finish(&self) {
-        *lock(&self.finished) = true;
-        self.done.notify_all();
+    /// Waits until no thread of the pool is in the job any more: for what the job names to be used anew. Call after
+    /// [`Pool::wait`], when at most a straggler is on its way out.
+    pub(crate) fn wait_empty(&self) {
+        let empty = || self.inside.load(Ordering::Acquire) == 0;
+        while !spin_until(SPIN_PHASE, std::thread::yield_now, empty) {
+            std::thread::sleep(SPIN_PHASE);
+        }
     }
 }
 
 #[derive(Default)]
-struct Queue {
-    current: Option<Arc<Task>>,
-    waiting: VecDeque<Arc<Task>>,
+struct Tasks {
+    /// Oldest first; as many as programs are computing.
+    open: Vec<Arc<Task>>,
     stopping: bool,
 }
 
 struct Shared {
-    queue: Mutex<Queue>,
+    tasks: Mutex<Tasks>,
     work: Condvar,
-    /// Changes with each new current task and when the pool stops.
+    /// Changes with each new task and when the pool stops.
     epoch: AtomicU64,
 }
 
-/// The threads. Dropping the pool lets submitted tasks finish and joins the threads.
+/// The threads. Dropping the pool joins them.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    submitted: AtomicU64,
 }
 
 impl Pool {
-    /// Starts the threads.
-    pub(crate) fn new(threads: NonZeroUsize) -> std::io::Result<Self> {
+    /// For `workers` workers: whoever waits for a task is one of them, so one thread fewer is started.
+    pub(crate) fn new(workers: NonZeroUsize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue::default()),
+            tasks: Mutex::new(Tasks::default()),
             work: Condvar::new(),
             epoch: AtomicU64::new(0),
         });
         let mut pool = Self {
             shared,
-            threads: Vec::with_capacity(threads.get()),
+            threads: Vec::with_capacity(workers.get() - 1),
+            submitted: AtomicU64::new(0),
         };
-        for index in 0..threads.get() {
+        for index in 1..workers.get() {
             let shared = Arc::clone(&pool.shared);
             let thread = std::thread::Builder::new()
                 .name(format!("galerne-cpu-{index}"))
@@ -223,43 +224,74 @@ impl Pool {
     }
 
     /// Number of workers.
-    pub(crate) fn threads(&self) -> usize {
-        self.threads.len()
+    pub(crate) fn workers(&self) -> usize {
+        self.threads.len() + 1
     }
 
-    /// Queues a job and returns at once. The queue holds at most one task per loaded program.
+    /// Lets the pool's threads begin a job and returns at once. Whoever submits it must [`Pool::wait`] for it.
     pub(crate) fn submit(&self, job: Box<dyn Job>) -> Arc<Task> {
         let task = Arc::new(Task {
+            id: self.submitted.fetch_add(1, Ordering::Relaxed) + 1,
             job,
-            barrier: Barrier::new(self.threads.len()),
-            running: AtomicUsize::new(self.threads.len()),
+            count: self.workers(),
+            meeting: Meeting::default(),
             panic: Mutex::new(None),
-            finished: Mutex::new(false),
-            done: Condvar::new(),
+            inside: AtomicUsize::new(0),
         });
-        let mut queue = lock(&self.shared.queue);
-        if queue.current.is_some() {
-            queue.waiting.push_back(Arc::clone(&task));
-        } else {
-            queue.current = Some(Arc::clone(&task));
-            self.shared.announce();
-        }
+        self.shared.change(|tasks| tasks.open.push(Arc::clone(&task)));
         task
+    }
+
+    /// Works on a task as worker 0 until it is done. An error is the message of a panic.
+    pub(crate) fn wait(&self, task: &Arc<Task>) -> Result<(), String> {
+        task.run_part(0);
+        lock(&self.shared.tasks)
+            .open
+            .retain(|open| !Arc::ptr_eq(open, task));
+        lock(&task.panic).clone().map_or(Ok(()), Err)
     }
 }
 
 impl Shared {
-    /// Call with the queue locked, so that no worker goes to sleep in between.
-    fn announce(&self) {
+    /// Changes the list and tells idle threads.
+    fn change(&self, change: impl FnOnce(&mut Tasks)) {
+        let mut tasks = lock(&self.tasks);
+        change(&mut tasks);
+        // Under the lock, so that no thread goes to sleep between looking at the list and the news.
         self.epoch.fetch_add(1, Ordering::SeqCst);
+        drop(tasks);
         self.work.notify_all();
+    }
+
+    /// Enters the newest task other than `left`, where the thread comes from; `None` when the pool stops.
+    fn next_task(&self, left: u64) -> Option<Arc<Task>> {
+        let mut tired = false;
+        loop {
+            let mut tasks = lock(&self.tasks);
+            if tasks.stopping {
+                return None;
+            }
+            if let Some(task) = tasks.open.iter().rfind(|task| task.id != left) {
+                task.inside.fetch_add(1, Ordering::Relaxed);
+                return Some(Arc::clone(task));
+            }
+            let seen = self.epoch.load(Ordering::SeqCst);
+            if tired {
+                tasks = self.work.wait(tasks).unwrap_or_else(PoisonError::into_inner);
+                drop(tasks);
+                tired = false;
+            } else {
+                drop(tasks);
+                let news = || self.epoch.load(Ordering::SeqCst) != seen;
+                tired = !spin_until(SPIN_IDLE, std::thread::yield_now, news);
+            }
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        lock(&self.shared.queue).stopping = true;
-        self.shared.work.notify_all();
+        self.shared.change(|tasks| tasks.stopping = true);
         for thread in self.threads.drain(..) {
             // A worker catches panics of its jobs; one in the pool itself has nobody left to report to.
             let _ = thread.join();
@@ -272,55 +304,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// True as soon as `ready`, false if that took too long.
-fn spin_until(ready: impl Fn() -> bool) -> bool {
+fn spin_until(limit: Duration, pause: impl Fn(), ready: impl Fn() -> bool) -> bool {
     let mut start = None;
     loop {
-        for _ in 0..128 {
+        for _ in 0..64 {
             if ready() {
                 return true;
             }
             std::hint::spin_loop();
         }
-        if start.get_or_insert_with(Instant::now).elapsed() > SPIN {
+        pause();
+        if start.get_or_insert_with(Instant::now).elapsed() > limit {
             return false;
         }
     }
 }
 
 fn work(shared: &Shared, index: usize) {
-    let mut seen = 0;
-    while let Some((epoch, task)) = next_task(shared, seen) {
-        seen = epoch;
+    let mut left = 0;
+    while let Some(task) = shared.next_task(left) {
         task.run_part(index);
-        if task.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let mut queue = lock(&shared.queue);
-            queue.current = queue.waiting.pop_front();
-            if queue.current.is_some() {
-                shared.announce();
-            }
-            let stopping = queue.stopping;
-            drop(queue);
-            if stopping {
-                shared.work.notify_all();
-            }
-            task.finish();
-        }
-    }
-}
-
-/// The task after epoch `seen`, or `None` when the pool stops.
-fn next_task(shared: &Shared, seen: u64) -> Option<(u64, Arc<Task>)> {
-    spin_until(|| shared.epoch.load(Ordering::SeqCst) != seen);
-    let mut queue = lock(&shared.queue);
-    loop {
-        let epoch = shared.epoch.load(Ordering::SeqCst);
-        match &queue.current {
-            // A worker leaves a task only when its own part is done, and the next is announced only when all
-            // parts are: so no epoch is skipped.
-            Some(task) if epoch != seen => return Some((epoch, Arc::clone(task))),
-            None if queue.stopping => return None,
-            _ => queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner),
-        }
+        left = task.id;
+        task.inside.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -330,64 +335,86 @@ mod tests {
 
     struct Count {
         parts: Arc<AtomicUsize>,
-        ticket: Ticket,
+        tickets: [Ticket; 2],
         units: usize,
     }
 
     impl Job for Count {
         fn run(&self, worker: &Worker<'_>) -> Result<(), Poisoned> {
-            while let Some(range) = self.ticket.claim(self.units, worker.count) {
-                self.parts.fetch_add(range.len(), Ordering::Relaxed);
-            }
-            worker.meet()?;
+            worker.run(&self.tickets[0], self.units, |piece| {
+                self.parts.fetch_add(piece.len(), Ordering::Relaxed);
+            })?;
             assert_eq!(self.parts.load(Ordering::Relaxed) % self.units, 0);
-            worker.meet()
+            worker.run(&self.tickets[1], self.units, |_| {})
         }
     }
 
-    struct Dies;
+    struct Dies {
+        ticket: Ticket,
+    }
 
     impl Job for Dies {
         fn run(&self, worker: &Worker<'_>) -> Result<(), Poisoned> {
-            assert!(worker.index != 1, "as planned");
-            worker.meet()
+            worker.run(&self.ticket, 100, |piece| {
+                assert!(!piece.contains(&20), "as planned");
+            })
         }
     }
 
     #[test]
     fn every_unit_is_handed_out_once_however_many_workers() {
-        for threads in 1..5 {
-            let pool = Pool::new(NonZeroUsize::new(threads).unwrap()).unwrap();
+        for workers in 1..5 {
+            let pool = Pool::new(NonZeroUsize::new(workers).unwrap()).unwrap();
             let parts = Arc::new(AtomicUsize::new(0));
-            let tasks: Vec<_> = (0..50)
-                .map(|_| {
-                    let job = Count {
-                        parts: Arc::clone(&parts),
-                        ticket: Ticket::default(),
-                        units: 37,
-                    };
-                    pool.submit(Box::new(job))
-                })
-                .collect();
-            for task in tasks {
-                task.wait().unwrap();
+            for _ in 0..200 {
+                let task = pool.submit(Box::new(Count {
+                    parts: Arc::clone(&parts),
+                    tickets: Default::default(),
+                    units: 37,
+                }));
+                pool.wait(&task).unwrap();
+                task.wait_empty();
             }
-            assert_eq!(parts.load(Ordering::Relaxed), 50 * 37);
+            assert_eq!(parts.load(Ordering::Relaxed), 200 * 37);
         }
+    }
+
+    #[test]
+    fn tasks_of_several_programs_do_not_wait_for_each_other() {
+        let pool = Pool::new(NonZeroUsize::new(3).unwrap()).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let parts = Arc::new(AtomicUsize::new(0));
+                    for _ in 0..100 {
+                        let task = pool.submit(Box::new(Count {
+                            parts: Arc::clone(&parts),
+                            tickets: Default::default(),
+                            units: 11,
+                        }));
+                        pool.wait(&task).unwrap();
+                    }
+                    assert_eq!(parts.load(Ordering::Relaxed), 1_100);
+                });
+            }
+        });
     }
 
     #[test]
     fn a_panic_in_one_worker_is_an_error_and_the_pool_lives_on() {
         let pool = Pool::new(NonZeroUsize::new(3).unwrap()).unwrap();
-        let error = pool.submit(Box::new(Dies)).wait().unwrap_err();
+        let task = pool.submit(Box::new(Dies {
+            ticket: Ticket::default(),
+        }));
+        let error = pool.wait(&task).unwrap_err();
         assert!(error.contains("as planned"), "{error}");
         let parts = Arc::new(AtomicUsize::new(0));
-        let job = Count {
+        let task = pool.submit(Box::new(Count {
             parts: Arc::clone(&parts),
-            ticket: Ticket::default(),
+            tickets: Default::default(),
             units: 5,
-        };
-        pool.submit(Box::new(job)).wait().unwrap();
+        }));
+        pool.wait(&task).unwrap();
         assert_eq!(parts.load(Ordering::Relaxed), 5);
     }
 }

@@ -14,7 +14,7 @@ use galerne_core::dtype::DType;
 use galerne_core::weights::{WeightSource, WeightView};
 use half::{bf16, f16};
 
-use super::memory::Memory;
+use super::memory::{Arena, Piece};
 use crate::device::DeviceError;
 use crate::program::WeightSpec;
 use crate::quant;
@@ -29,15 +29,15 @@ pub(crate) struct Matrix {
     pub(crate) rows: usize,
     pub(crate) width: usize,
     pub(crate) panel_bytes: usize,
-    memory: Memory,
+    memory: Piece,
 }
 
 impl Matrix {
     /// Packs a stored matrix. `view.bytes` must be as long as its shape says (checked by [`fetch`]).
-    fn pack(view: WeightView<'_>, rows: usize, width: usize) -> Result<Self, DeviceError> {
+    fn pack(view: WeightView<'_>, rows: usize, width: usize, arena: &mut Arena) -> Result<Self, DeviceError> {
         let row_bytes = view.bytes.len() / rows.max(1);
         let panel_bytes = row_bytes * LANES;
-        let memory = Memory::zeroed("weights", panel_bytes * rows.div_ceil(LANES))?;
+        let memory = arena.take("weights", panel_bytes * rows.div_ceil(LANES))?;
         let matrix = Self {
             dtype: view.dtype,
             rows,
@@ -210,6 +210,7 @@ pub(crate) fn load_matrix(
     source: &dyn WeightSource,
     name: &str,
     width: usize,
+    arena: &mut Arena,
 ) -> Result<Matrix, DeviceError> {
     let (view, rows, inner) = fetch(source, name, width)?;
     if inner != width {
@@ -219,7 +220,7 @@ pub(crate) fn load_matrix(
             got: format!("inner width {inner}"),
         });
     }
-    Matrix::pack(view, rows, inner)
+    Matrix::pack(view, rows, inner, arena)
 }
 
 /// Loads a vector in f32: all parts of a spec joined.
@@ -266,7 +267,7 @@ mod tests {
                 shape: &[rows as u64, width as u64],
                 bytes: &bytes,
             };
-            let matrix = Matrix::pack(view, rows, width).unwrap();
+            let matrix = Matrix::pack(view, rows, width, &mut Arena::default()).unwrap();
             let row_bytes = dtype.row_bytes(width).unwrap();
             for r in 0..rows {
                 let (mut expected, mut got) = (vec![0.0; width], vec![0.0; width]);

@@ -1,0 +1,141 @@
+//! Runs a linear map with its prologue. Few rows are prepared (normed, activated, quantized) by each worker for itself,
+//! many are shared out first.
+
+use super::elementwise::{Elementwise, elementwise};
+use super::exec::StepJob;
+use super::linear::{LinearIn, LinearOut, linear};
+use super::load::OWN_ROWS;
+use super::memory::Rect;
+use super::pool::{Poisoned, Worker};
+use super::quantize_rows::{QuantRows, quantize_row};
+use crate::device::Precision;
+use crate::program::{Instr, View, WeightId};
+
+/// Rows whose quantized forms lie together: one worker's piece.
+const QUANT_ROWS: usize = 8;
+
+/// The fields of [`Instr::Linear`].
+#[derive(Clone, Copy)]
+pub(super) struct LinearOp {
+    pub(super) x: View,
+    pub(super) weight: WeightId,
+    pub(super) bias: Option<WeightId>,
+    pub(super) accumulate: bool,
+    pub(super) out: View,
+}
+
+impl StepJob {
+    /// Runs the map planned at `at`; `prologue` makes its input.
+    pub(super) fn linear(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        op: LinearOp,
+        prologue: Option<&Instr>,
+    ) -> Result<(), Poisoned> {
+        let x = self.rect(op.x);
+        let parts = &self.loaded.matrices[op.weight.index()];
+        let quantized = self.loaded.options.precision == Precision::Auto
+            && parts.iter().any(|part| part.matrix.dtype.block_elements() > 1);
+        let mut input = None;
+        if x.rows > OWN_ROWS {
+            input = Some(self.prepare_together(worker, at, x, quantized, prologue)?);
+        } else if prologue.is_none() && !quantized {
+            input = Some(LinearIn {
+                float: x,
+                quant: None,
+            });
+        }
+        let panels = parts.iter().map(|part| part.matrix.panels()).sum();
+        worker.run(self.ticket(at, 0), panels, |range| {
+            // Only with a piece in hand: nobody else can then go on and overwrite what is read.
+            let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, quantized, prologue));
+            self.panels(op, input, range);
+        })
+    }
+
+    /// Every row once, whichever worker computes it.
+    fn prepare_together(
+        &self,
+        worker: &Worker<'_>,
+        at: usize,
+        x: Rect,
+        quantized: bool,
+        prologue: Option<&Instr>,
+    ) -> Result<LinearIn, Poisoned> {
+        let quant = quantized.then(|| self.loaded.quant.rows(x.width));
+        if prologue.is_some() || quantized {
+            worker.run(self.ticket(at, 1), x.rows.div_ceil(QUANT_ROWS), |tiles| {
+                for row in tiles.start * QUANT_ROWS..(tiles.end * QUANT_ROWS).min(x.rows) {
+                    // SAFETY: each row is handed to one worker.
+                    unsafe { self.prepare(row, x, quant, prologue) };
+                }
+            })?;
+        }
+        Ok(LinearIn { float: x, quant })
+    }
+
+    /// All rows, in this worker's own room.
+    fn prepare_own(
+        &self,
+        worker: &Worker<'_>,
+        x: Rect,
+        quantized: bool,
+        prologue: Option<&Instr>,
+    ) -> LinearIn {
+        let room = &self.loaded.workers[worker.index];
+        let quant = quantized.then(|| room.quant.rows(x.width));
+        let float = if prologue.is_some() { room.own_rows(x) } else { x };
+        for row in 0..x.rows {
+            // SAFETY: this worker's own room; what is read stays as it is while the worker holds a piece.
+            unsafe { self.prepare(row, float, quant, prologue) };
+        }
+        LinearIn { float, quant }
+    }
+
+    /// Row `row` of the map's input: made by the prologue into `x`, then quantized.
+    ///
+    /// # Safety
+    /// Nobody else touches the row of `x` (unless there is no prologue: then nobody writes it) or of `quant`.
+    unsafe fn prepare(&self, row: usize, x: Rect, quant: Option<QuantRows>, prologue: Option<&Instr>) {
+        // SAFETY: by contract; views and widths were checked at load.
+        unsafe {
+            match prologue {
+                Some(Instr::Norm { x: from, norm, .. }) => self.norm_row(self.rect(*from), norm, x, row),
+                Some(Instr::ActivateMul {
+                    gate, up, function, ..
+                }) => {
+                    let op = Elementwise::ActivateMul(*function);
+                    elementwise(self.loaded.isa, op, self.rect(*gate), self.rect(*up), x, row);
+                }
+                _ => {}
+            }
+            if let Some(quant) = quant {
+                quantize_row(self.loaded.isa, x, quant, row);
+            }
+        }
+    }
+
+    /// The outputs of some panels, counted through all parts of the weight.
+    fn panels(&self, op: LinearOp, input: LinearIn, range: std::ops::Range<usize>) {
+        let bias = op.bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr());
+        let mut first = 0;
+        for part in &self.loaded.matrices[op.weight.index()] {
+            let count = part.matrix.panels();
+            let mine = range.start.max(first)..range.end.min(first + count);
+            if !mine.is_empty() {
+                let out = LinearOut {
+                    rect: self.rect(op.out),
+                    column: part.column,
+                    // SAFETY: a bias has one element per output column, checked at load.
+                    bias: bias.map(|bias| unsafe { bias.add(part.column) }),
+                    accumulate: op.accumulate,
+                };
+                let panels = mine.start - first..mine.end - first;
+                // SAFETY: each panel is handed to one worker; x is only read; widths were checked at load.
+                unsafe { linear(self.loaded.isa, &part.matrix, panels, input, out) };
+            }
+            first += count;
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What of a program is run together: a norm or a gated activation whose only reader is the linear map after it
+//! becomes that map's prologue, and saves a meeting of all workers. Knows nothing of kernels.
+
+use super::layout::views;
+use crate::program::{Instr, Program, View};
+
+/// One thing that workers share out and finish together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Planned {
+    /// An instruction by itself.
+    One(usize),
+    /// A linear map, and the instruction before it if only the map reads its result.
+    Linear {
+        /// The map.
+        at: usize,
+        /// A norm or gated activation.
+        prologue: Option<usize>,
+    },
+}
+
+/// The program's instructions in order, each in exactly one place.
+pub(crate) fn plan(program: &Program) -> Vec<Planned> {
+    let mut planned = Vec::with_capacity(program.instrs.len());
+    for (at, instr) in program.instrs.iter().enumerate() {
+        if !matches!(instr, Instr::Linear { .. }) {
+            planned.push(Planned::One(at));
+            continue;
+        }
+        let before = planned.last().copied();
+        let prologue = match before {
+            Some(Planned::One(before)) if is_prologue(program, before, at) => {
+                planned.pop();
+                Some(before)
+            }
+            _ => None,
+        };
+        planned.push(Planned::Linear { at, prologue });
+    }
+    planned
+}
+
+/// Whether `before` may be computed by every reader for itself while the map at `at` runs.
+fn is_prologue(program: &Program, before: usize, at: usize) -> bool {
+    let (Instr::Norm { out: made, .. } | Instr::ActivateMul { out: made, .. }) = program.instrs[before]
+    else {
+        return false;
+    };
+    let Instr::Linear { x, out, .. } = program.instrs[at] else {
+        return false;
+    };
+    let written_meanwhile = views(&program.instrs[before])
+        .0
+        .iter()
+        .any(|read| overlap(*read, out));
+    x == made && !written_meanwhile && !is_read_after(program, at, made)
+}
+
+/// Whether what `view` holds at `at` is read by a later instruction, or is the result.
+fn is_read_after(program: &Program, at: usize, view: View) -> bool {
+    for instr in &program.instrs[at + 1..] {
+        let (reads, writes) = views(instr);
+        if reads.iter().any(|read| overlap(*read, view)) {
+            return true;
+        }
+        if writes.iter().any(|write| covers(*write, view)) {
+            return false;
+        }
+    }
+    overlap(program.output, view)
+}
+
+fn overlap(a: View, b: View) -> bool {
+    a.buffer == b.buffer && a.start < b.start + b.width && b.start < a.start + a.width
+}
+
+fn covers(a: View, b: View) -> bool {
+    a.buffer == b.buffer && a.start <= b.start && a.start + a.width >= b.start + b.width
+}
+
+#[cfg(test)]
+mod tests {
+    use galerne_core::graph::{Activation, Rows};
+
+    use super::*;
+    use crate::program::{BufferId, BufferSpec, WeightId};
+
+    fn view(buffer: u32) -> View {
+        View {
+            buffer: BufferId(buffer),
+            start: 0,
+            width: 32,
+        }
+    }
+
+    fn gated(gate: u32, out: u32) -> Instr {
+        Instr::ActivateMul {
+            gate: view(gate),
+            up: view(1),
+            function: Activation::Silu,
+            out: view(out),
+        }
+    }
+
+    fn linear(x: u32, out: u32, accumulate: bool) -> Instr {
+        Instr::Linear {
+            x: view(x),
+            weight: WeightId(0),
+            bias: None,
+            accumulate,
+            out: view(out),
+        }
+    }
+
+    fn planned(instrs: Vec<Instr>, output: u32) -> Vec<Planned> {
+        let spec = BufferSpec {
+            rows: Rows::Tokens,
+            width: 32,
+        };
+        plan(&Program {
+            instrs,
+            buffers: vec![spec; 8],
+            weights: vec![],
+            ropes: vec![],
+            layers: vec![],
+            output: view(output),
+            context_tokens_max: 8,
+        })
+    }
+
+    fn alone(instrs: Vec<Instr>, output: u32) {
+        let at = instrs.len() - 1;
+        let last = planned(instrs, output)
+            .into_iter()
+            .find(|planned| matches!(planned, Planned::Linear { at: 1, .. }));
+        assert_eq!(
+            last,
+            Some(Planned::Linear {
+                at: 1,
+                prologue: None
+            }),
+            "of {at}"
+        );
+    }
+
+    #[test]
+    fn a_gated_activation_that_only_the_map_reads_becomes_its_prologue() {
+        let plan = planned(vec![gated(0, 0), linear(0, 2, false)], 2);
+        assert_eq!(
+            plan,
+            [Planned::Linear {
+                at: 1,
+                prologue: Some(0)
+            }]
+        );
+    }
+
+    #[test]
+    fn what_is_read_again_or_is_the_result_is_computed_once_for_all() {
+        alone(vec![gated(0, 3), linear(3, 2, false), linear(3, 4, false)], 4);
+        alone(vec![gated(0, 3), linear(3, 2, false)], 3);
+    }
+
+    #[test]
+    fn a_map_that_writes_what_the_prologue_reads_has_none() {
+        alone(vec![gated(0, 3), linear(3, 1, true)], 1);
+    }
+
+    #[test]
+    fn what_is_overwritten_before_it_is_read_again_may_be_private() {
+        let plan = planned(
+            vec![gated(0, 3), linear(3, 2, false), gated(2, 3), linear(3, 4, false)],
+            4,
+        );
+        assert_eq!(plan.len(), 2);
+    }
+}
