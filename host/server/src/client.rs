@@ -1,6 +1,7 @@
-//! HTTP/3 client for `galerne chat` and the tests. Knows no routes and parses no JSON.
+//! HTTP/3 client for `galerne chat` and the tests; a plain one for measuring. Knows no routes and parses no JSON.
 
 pub mod connect;
+pub mod plain;
 pub mod sse;
 
 use std::future::poll_fn;

@@ -22,6 +22,8 @@ use crate::load::{self, RunningModel};
 pub(super) enum BenchCommand {
     /// Prefill, decode and batched decode of one model, without the network
     Engine(EngineBenchArgs),
+    /// Streaming clients against a running server, ours or another, over plain HTTP
+    Serve(super::bench_serve::ServeBenchArgs),
 }
 
 /// Options of `galerne bench engine`.
@@ -77,7 +79,10 @@ impl Figure {
 }
 
 pub(super) fn run(data: &DataArgs, command: BenchCommand) -> Result<()> {
-    let BenchCommand::Engine(args) = command;
+    let args = match command {
+        BenchCommand::Engine(args) => args,
+        BenchCommand::Serve(args) => return super::bench_serve::run(&args),
+    };
     ensure!(args.runs > 0, "--runs: expected at least 1");
     ensure!(args.decode > 1, "--decode: expected at least 2 tokens");
     let store = Store::new(&data.folder()?);
