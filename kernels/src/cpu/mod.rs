@@ -17,6 +17,8 @@ mod linear_q4_0;
 mod linear_q4_1;
 mod linear_q8_0;
 mod load;
+pub mod measure;
+mod measure_loops;
 mod memory;
 mod mixture;
 mod norm;

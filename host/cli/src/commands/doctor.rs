@@ -13,6 +13,8 @@ use indicatif::HumanBytes;
 use crate::config::{DataArgs, DeviceArgs, memory_bytes};
 use crate::{guests, load};
 
+use super::doctor_measure;
+
 /// Options of `galerne doctor`.
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -22,10 +24,19 @@ pub(super) struct DoctorArgs {
     /// Port of plain HTTP whose availability is checked
     #[arg(long, default_value = "8000")]
     http_port: u16,
+    /// Measure memory and arithmetic instead: a few seconds on all cores, best on a quiet machine
+    #[arg(long)]
+    measure: bool,
+    /// Print JSON
+    #[arg(long, requires = "measure")]
+    json: bool,
 }
 
 pub(super) fn run(data: &DataArgs, args: &DoctorArgs) -> Result<()> {
     let info = load::device(&DeviceArgs::default())?.info();
+    if args.measure {
+        return doctor_measure::run(&info, args.json);
+    }
     println!("version      {}", env!("CARGO_PKG_VERSION"));
     println!(
         "cpu          {} with {} threads (detected: {})",

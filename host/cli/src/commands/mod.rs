@@ -4,6 +4,7 @@ mod bench;
 mod bench_serve;
 mod chat;
 mod doctor;
+mod doctor_measure;
 mod model;
 mod serve;
 
