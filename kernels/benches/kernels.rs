@@ -11,7 +11,7 @@ use galerne_core::ids::{BlockId, TokenId};
 use galerne_kernels::conformance::Build;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
 use galerne_kernels::device::{
-    Device, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
+    Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
 };
 use galerne_kernels::program::{AttentionLayer, Instr};
 
@@ -23,6 +23,7 @@ fn load(device: &CpuDevice, build: &Build, precision: Precision) -> Box<dyn Load
         kv: KvSpec {
             blocks: 256,
             block_tokens: BLOCK_TOKENS,
+            dtype: KvDtype::default(),
         },
         step_tokens_max: 512,
         sequences_max: 8,

@@ -13,7 +13,7 @@ use galerne_core::sampling::SamplingPlan;
 use galerne_kernels::conformance::{MemoryWeights, Numbers};
 use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
 use galerne_kernels::device::{
-    Device, KvSpec, LoadOptions, LoadedProgram, Precision, SampleRequest, SequenceSlice, StepBatch,
+    Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SampleRequest, SequenceSlice, StepBatch,
 };
 use galerne_kernels::program::{
     AttentionLayer, BufferId, BufferSpec, Instr, NormKind, NormSpec, Program, RopeId, RopeSpec, View,
@@ -339,6 +339,7 @@ fn main() {
         kv: KvSpec {
             blocks: 4_096,
             block_tokens: BLOCK_TOKENS,
+            dtype: KvDtype::default(),
         },
         step_tokens_max: 512,
         sequences_max: 64,

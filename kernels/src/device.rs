@@ -1,6 +1,5 @@
 //! The boundary between the engine and an accelerator: few object-safe methods, work submitted whole.
 
-use galerne_core::dtype::DType;
 use galerne_core::ids::{BlockId, TokenId};
 use galerne_core::sampling::{Candidate, SamplingPlan, TokenLogprobs};
 use galerne_core::weights::WeightSource;
@@ -10,10 +9,36 @@ use crate::program::Program;
 /// How exactly a device computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// The device's fast path: activations may be quantized for matmuls, KV in 16 bits.
+    /// The device's fast path: activations may be quantized for matmuls, KV as [`KvSpec::dtype`] says.
     Auto,
-    /// Everything in f32: weights dequantized exactly, KV in f32.
+    /// Everything in f32: weights dequantized exactly, KV in f32 whatever the spec says.
     F32,
+}
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// 16 bits with f32's range.
+    #[default]
+    Bf16,
+    /// 16 bits, more exact; larger numbers than 65,504 are stored as that.
+    F16,
+    /// As computed.
+    F32,
+    /// 8 bits with one f32 scale per token and head, for keys and for values.
+    Int8,
+}
+
+impl KvDtype {
+    /// Bytes one head's key and value of one token take, of `width` elements each, without padding.
+    #[must_use]
+    pub const fn token_bytes(self, width: usize) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 4 * width,
+            Self::F32 => 8 * width,
+            Self::Int8 => 2 * width + 8,
+        }
+    }
 }
 
 /// The KV pool a program is loaded with.
@@ -23,6 +48,8 @@ pub struct KvSpec {
     pub blocks: usize,
     /// Tokens in one block.
     pub block_tokens: usize,
+    /// How they are stored under [`Precision::Auto`].
+    pub dtype: KvDtype,
 }
 
 /// How a program is loaded.
@@ -36,6 +63,17 @@ pub struct LoadOptions {
     pub step_tokens_max: usize,
     /// Most sequences in one step.
     pub sequences_max: usize,
+}
+
+impl LoadOptions {
+    /// How keys and values are stored, for the precision asked for.
+    #[must_use]
+    pub const fn kv_dtype(&self) -> KvDtype {
+        match self.precision {
+            Precision::Auto => self.kv.dtype,
+            Precision::F32 => KvDtype::F32,
+        }
+    }
 }
 
 /// What a device is.
@@ -248,13 +286,4 @@ pub struct MemoryUse {
     pub kv_bytes: usize,
     /// Buffers and workspaces.
     pub workspace_bytes: usize,
-}
-
-/// The element type of the KV pool under a precision, for planning its size.
-#[must_use]
-pub fn kv_dtype(precision: Precision) -> DType {
-    match precision {
-        Precision::Auto => DType::F16,
-        Precision::F32 => DType::F32,
-    }
 }

@@ -12,7 +12,7 @@ use galerne_core::ids::{BlockId, TokenId};
 use galerne_kernels::conformance::{Build, cases};
 use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
 use galerne_kernels::device::{
-    Device, DeviceError, KvSpec, LoadOptions, Precision, SequenceSlice, StepBatch,
+    Device, DeviceError, KvDtype, KvSpec, LoadOptions, Precision, SequenceSlice, StepBatch,
 };
 
 fn device(isa: Isa, threads: usize) -> Option<CpuDevice> {
@@ -66,20 +66,26 @@ fn avx512_f32() {
     conforms(Isa::Avx512, Precision::F32);
 }
 
+#[test]
+fn avx512_bf16_auto() {
+    conforms(Isa::Avx512Bf16, Precision::Auto);
+}
+
 fn outputs(
     device: &CpuDevice,
     build: &Build,
-    precision: Precision,
+    (precision, dtype): (Precision, KvDtype),
     chunks: &[usize],
     company: usize,
 ) -> Vec<f32> {
     let options = LoadOptions {
         precision,
         kv: KvSpec {
-            blocks: 64,
+            blocks: 128,
             block_tokens: 16,
+            dtype,
         },
-        step_tokens_max: 128,
+        step_tokens_max: 512,
         sequences_max: 8,
     };
     let mut program = device
@@ -119,7 +125,7 @@ fn results_do_not_depend_on_batch_chunks_or_threads() {
                 let build = Build::transformer(dtype, 2, 3);
                 let Some(one) = device(isa, 1) else { continue };
                 let Some(three) = device(isa, 3) else { continue };
-                let expected = outputs(&one, &build, precision, &[40], 0);
+                let expected = outputs(&one, &build, (precision, KvDtype::default()), &[40], 0);
                 for (chunks, company) in [
                     (vec![40], 2),
                     (vec![1, 39], 0),
@@ -127,12 +133,41 @@ fn results_do_not_depend_on_batch_chunks_or_threads() {
                     (vec![8; 5], 3),
                 ] {
                     for device in [&one, &three] {
-                        let got = outputs(device, &build, precision, &chunks, company);
+                        let got = outputs(device, &build, (precision, KvDtype::default()), &chunks, company);
                         assert_eq!(
                             expected, got,
                             "{isa} {precision:?} {dtype} {chunks:?} with {company} others"
                         );
                     }
+                }
+            }
+        }
+    }
+}
+
+/// The same over several tiles of keys, for each way to store them.
+#[test]
+fn long_contexts_do_not_depend_on_batch_chunks_or_threads() {
+    for isa in Isa::ALL {
+        for dtype in [KvDtype::Bf16, KvDtype::F16, KvDtype::F32, KvDtype::Int8] {
+            let mut build = Build::transformer(DType::Q8_0, 2, 3);
+            build.program.layers[1].sliding_window = Some(70);
+            let Some(one) = device(isa, 1) else { continue };
+            let Some(three) = device(isa, 3) else { continue };
+            let precision = (Precision::Auto, dtype);
+            let expected = outputs(&one, &build, precision, &[150], 0);
+            for (chunks, company) in [
+                (vec![150], 1),
+                (vec![1, 149], 0),
+                (vec![63, 2, 64, 21], 2),
+                (vec![147, 1, 1, 1], 1),
+            ] {
+                for device in [&one, &three] {
+                    let got = outputs(device, &build, precision, &chunks, company);
+                    assert_eq!(
+                        expected, got,
+                        "{isa} KV in {dtype:?} {chunks:?} with {company} others"
+                    );
                 }
             }
         }
@@ -164,6 +199,7 @@ fn tied_weights_are_held_once() {
         kv: KvSpec {
             blocks: 4,
             block_tokens: 16,
+            dtype: KvDtype::default(),
         },
         step_tokens_max: 16,
         sequences_max: 1,
@@ -195,6 +231,7 @@ fn a_program_that_leaves_its_buffers_is_refused() {
         kv: KvSpec {
             blocks: 4,
             block_tokens: 16,
+            dtype: KvDtype::default(),
         },
         step_tokens_max: 16,
         sequences_max: 1,

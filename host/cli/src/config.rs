@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use galerne_kernels::device::Precision;
+use galerne_kernels::device::{KvDtype, Precision};
 
 /// Where models, certificates and caches are kept.
 #[derive(Debug, Clone, Args)]
@@ -45,9 +45,9 @@ fn default_data() -> Option<PathBuf> {
 /// How exactly to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PrecisionArg {
-    /// The device's fast path: quantized activations, 16-bit KV cache
+    /// The device's fast path: quantized activations, KV cache as --kv-dtype says
     Auto,
-    /// Everything in f32: slow, for comparisons
+    /// Everything in f32, the KV cache too: slow, for comparisons
     F32,
 }
 
@@ -56,6 +56,30 @@ impl From<PrecisionArg> for Precision {
         match value {
             PrecisionArg::Auto => Self::Auto,
             PrecisionArg::F32 => Self::F32,
+        }
+    }
+}
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvDtypeArg {
+    /// 16 bits
+    Bf16,
+    /// 16 bits, more exact but slower on machines with fast bf16 products
+    F16,
+    /// 32 bits
+    F32,
+    /// 8 bits with a scale per token and head: half the memory of 16 bits
+    Int8,
+}
+
+impl From<KvDtypeArg> for KvDtype {
+    fn from(value: KvDtypeArg) -> Self {
+        match value {
+            KvDtypeArg::Bf16 => Self::Bf16,
+            KvDtypeArg::F16 => Self::F16,
+            KvDtypeArg::F32 => Self::F32,
+            KvDtypeArg::Int8 => Self::Int8,
         }
     }
 }
@@ -69,6 +93,9 @@ pub struct DeviceArgs {
     /// How exactly to compute
     #[arg(long, value_enum, default_value = "auto")]
     pub precision: PrecisionArg,
+    /// How keys and values are stored under --precision auto
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub kv_dtype: KvDtypeArg,
     /// Memory of each model's KV cache, in MiB [default: 1024, at most a quarter of the machine's]
     #[arg(long, value_name = "MIB")]
     pub kv_memory: Option<NonZeroUsize>,
@@ -81,7 +108,7 @@ pub struct DeviceArgs {
     /// Most sequences waiting; further ones are refused with "try again later"
     #[arg(long, value_name = "N", default_value = "256")]
     pub queue: NonZeroUsize,
-    /// Instruction set of the CPU device, at most what the machine has: portable, avx2 or avx512-vnni
+    /// Instruction set of the CPU device, at most what the machine has: portable, avx2, avx512-vnni or avx512-bf16
     #[arg(long, value_name = "ISA", env = "GALERNE_ISA")]
     pub isa: Option<String>,
 }
@@ -92,6 +119,7 @@ impl Default for DeviceArgs {
         Self {
             threads: None,
             precision: PrecisionArg::Auto,
+            kv_dtype: KvDtypeArg::Bf16,
             kv_memory: None,
             step_tokens: positive(256),
             sequences: positive(64),

@@ -11,7 +11,7 @@ use galerne_core::weights::WeightSource as _;
 use galerne_engine::handle::{self, EngineHandle, EngineOptions};
 use galerne_engine::lowering::lower;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
-use galerne_kernels::device::{Device, KvSpec, LoadOptions, LoadedProgram, MemoryUse, Precision, kv_dtype};
+use galerne_kernels::device::{Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, MemoryUse};
 use galerne_kernels::program::Program;
 use galerne_plugin::PluginHost;
 use galerne_store::package::Package;
@@ -105,23 +105,24 @@ pub fn load_program(
         );
     };
     let program = lower(&graph)?;
-    let precision = Precision::from(args.precision);
-    let limits = EngineLimits {
+    let mut options = LoadOptions {
+        precision: args.precision.into(),
+        kv: KvSpec {
+            blocks: 0,
+            block_tokens: BLOCK_TOKENS,
+            dtype: args.kv_dtype.into(),
+        },
         step_tokens_max: args.step_tokens.get(),
         sequences_max: args.sequences.get(),
-        queue_max: args.queue.get(),
-        block_tokens: BLOCK_TOKENS,
-        blocks: kv_blocks(&program, precision, args)?,
-        ..EngineLimits::default()
     };
-    let options = LoadOptions {
-        precision,
-        kv: KvSpec {
-            blocks: limits.blocks,
-            block_tokens: limits.block_tokens,
-        },
-        step_tokens_max: limits.step_tokens_max,
-        sequences_max: limits.sequences_max,
+    options.kv.blocks = kv_blocks(&program, options.kv_dtype(), args)?;
+    let limits = EngineLimits {
+        step_tokens_max: options.step_tokens_max,
+        sequences_max: options.sequences_max,
+        queue_max: args.queue.get(),
+        block_tokens: options.kv.block_tokens,
+        blocks: options.kv.blocks,
+        ..EngineLimits::default()
     };
     let context_tokens_max = program.context_tokens_max;
     let program = device.load(&program, &package.weights()?, options)?;
@@ -134,17 +135,16 @@ pub fn load_program(
 }
 
 /// How many blocks fit in the KV memory; no more than all sequences at full context could use.
-fn kv_blocks(program: &Program, precision: Precision, args: &DeviceArgs) -> Result<usize> {
-    let element_bytes = kv_dtype(precision).block_bytes();
-    let token_elements: usize = program
+fn kv_blocks(program: &Program, dtype: KvDtype, args: &DeviceArgs) -> Result<usize> {
+    let token_bytes: usize = program
         .layers
         .iter()
-        .map(|layer| 2 * layer.kv_heads as usize * layer.head_width as usize)
+        .map(|layer| layer.kv_heads as usize * dtype.token_bytes(layer.head_width as usize))
         .sum();
-    if token_elements == 0 {
+    if token_bytes == 0 {
         return Ok(1);
     }
-    let block_bytes = token_elements * element_bytes * BLOCK_TOKENS;
+    let block_bytes = token_bytes * BLOCK_TOKENS;
     let fits = args.kv_bytes() / block_bytes;
     if fits == 0 {
         bail!(

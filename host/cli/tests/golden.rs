@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, channel};
 
 use common::{MODEL, alone, data, golden, plugins};
-use galerne::config::{DeviceArgs, PrecisionArg};
+use galerne::config::{DeviceArgs, KvDtypeArg, PrecisionArg};
 use galerne::load;
 use galerne_core::chat::{ChatOptions, Message, Segment};
 use galerne_core::guest::ChatFormat as _;
@@ -40,14 +40,13 @@ fn args(precision: PrecisionArg, step_tokens: usize) -> DeviceArgs {
     }
 }
 
-fn model(package: &Package, precision: PrecisionArg, step_tokens: usize) -> load::LoadedModel {
-    let args = args(precision, step_tokens);
-    let device = load::device(&args).expect("make the CPU device");
-    load::load_program(package, plugins(), &device, &args).expect("load the demo model")
+fn model(package: &Package, args: &DeviceArgs) -> load::LoadedModel {
+    let device = load::device(args).expect("make the CPU device");
+    load::load_program(package, plugins(), &device, args).expect("load the demo model")
 }
 
 fn engine(package: &Package, precision: PrecisionArg, step_tokens: usize) -> EngineHandle {
-    let model = model(package, precision, step_tokens);
+    let model = model(package, &args(precision, step_tokens));
     let options = EngineOptions {
         limits: model.limits,
         check_integrity: true,
@@ -164,7 +163,7 @@ fn logits(program: &mut dyn LoadedProgram, tokens: &[TokenId], output_rows: Vec<
 fn f32_logits_agree_with_the_reference() {
     let Some(package) = package() else { return };
     let _alone = alone();
-    let mut model = model(&package, PrecisionArg::F32, 512);
+    let mut model = model(&package, &args(PrecisionArg::F32, 512));
     for prompt in prompts() {
         let tokens = ids(&prompt["prompt_ids"]);
         let got = logits(model.program.as_mut(), &tokens, vec![tokens.len() - 1]);
@@ -282,38 +281,55 @@ fn kl(reference: &[f32], other: &[f32]) -> f64 {
 fn auto_precision_stays_close_to_f32() {
     let Some(package) = package() else { return };
     let _alone = alone();
-    let mut exact = model(&package, PrecisionArg::F32, 512);
-    let mut fast = model(&package, PrecisionArg::Auto, 512);
+    let mut exact = model(&package, &args(PrecisionArg::F32, 512));
     let vocabulary = exact.vocabulary as usize;
-    let (mut sum, mut positions, mut agree) = (0.0, 0_u32, 0_u32);
-    for prompt in prompts() {
-        let mut tokens = ids(&prompt["prompt_ids"]);
-        tokens.extend(ids(&prompt["greedy_ids"]));
-        let rows: Vec<usize> = (0..tokens.len()).collect();
-        let a = logits(exact.program.as_mut(), &tokens, rows.clone());
-        let b = logits(fast.program.as_mut(), &tokens, rows);
-        for (a, b) in a.chunks(vocabulary).zip(b.chunks(vocabulary)) {
-            sum += kl(a, b);
-            positions += 1;
-            agree += u32::from(argmax(a) == argmax(b));
+    let prompts: Vec<(Vec<TokenId>, Vec<f32>)> = prompts()
+        .iter()
+        .map(|prompt| {
+            let mut tokens = ids(&prompt["prompt_ids"]);
+            tokens.extend(ids(&prompt["greedy_ids"]));
+            let expected = logits(exact.program.as_mut(), &tokens, (0..tokens.len()).collect());
+            (tokens, expected)
+        })
+        .collect();
+    for kv_dtype in [
+        KvDtypeArg::Bf16,
+        KvDtypeArg::F16,
+        KvDtypeArg::Int8,
+        KvDtypeArg::F32,
+    ] {
+        let args = DeviceArgs {
+            kv_dtype,
+            ..args(PrecisionArg::Auto, 512)
+        };
+        let mut fast = model(&package, &args);
+        let (mut sum, mut positions, mut agree) = (0.0, 0_u32, 0_u32);
+        for (tokens, a) in &prompts {
+            let b = logits(fast.program.as_mut(), tokens, (0..tokens.len()).collect());
+            for (a, b) in a.chunks(vocabulary).zip(b.chunks(vocabulary)) {
+                sum += kl(a, b);
+                positions += 1;
+                agree += u32::from(argmax(a) == argmax(b));
+            }
         }
+        let mean = sum / f64::from(positions);
+        let top1 = f64::from(agree) / f64::from(positions);
+        // Straight to the terminal: a passing test's own prints are swallowed, and this figure is to be seen.
+        let _ = writeln!(
+            std::io::stderr(),
+            "precision auto, KV in {kv_dtype:?}, against f32 over {positions} positions: mean KL {mean:.2e}, \
+             top-1 {:.2}%",
+            top1 * 100.0
+        );
+        assert!(
+            mean < KL_MAX,
+            "mean KL of precision auto with KV in {kv_dtype:?}: expected below {KL_MAX}, got {mean}"
+        );
+        assert!(
+            mean > 0.0,
+            "precision auto with KV in {kv_dtype:?} gives the f32 logits bit by bit: the comparison compares nothing"
+        );
     }
-    let mean = sum / f64::from(positions);
-    let top1 = f64::from(agree) / f64::from(positions);
-    // Straight to the terminal: a passing test's own prints are swallowed, and this figure is to be seen.
-    let _ = writeln!(
-        std::io::stderr(),
-        "precision auto against f32 over {positions} positions: mean KL {mean:.2e}, top-1 {:.2}%",
-        top1 * 100.0
-    );
-    assert!(
-        mean < KL_MAX,
-        "mean KL of precision auto: expected below {KL_MAX}, got {mean}"
-    );
-    assert!(
-        mean > 0.0,
-        "precision auto gives the f32 logits bit by bit: the comparison compares nothing"
-    );
 }
 
 fn argmax(row: &[f32]) -> usize {

@@ -9,7 +9,7 @@ use galerne_engine::handle::{EngineHandle, EngineOptions, start};
 use galerne_engine::lowering::lower;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
 use galerne_kernels::device::{
-    Device, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
+    Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
 };
 
 use proptest::prelude::*;
@@ -67,6 +67,7 @@ fn load(graph: &ValidGraph, weights: &Weights, blocks: usize) -> Box<dyn LoadedP
         kv: KvSpec {
             blocks,
             block_tokens: BLOCK_TOKENS,
+            dtype: KvDtype::default(),
         },
         step_tokens_max: 32,
         sequences_max: 4,

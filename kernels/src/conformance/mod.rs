@@ -17,7 +17,7 @@ pub use weights::{MemoryWeights, Numbers};
 use galerne_core::ids::{BlockId, TokenId};
 
 use crate::device::{
-    Device, DeviceError, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
+    Device, DeviceError, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
 };
 
 /// Why a device does not conform.
@@ -86,6 +86,7 @@ impl Case {
             case: self.name,
             device,
             precision,
+            kv: KvDtype::default(),
         })
     }
 }
@@ -119,6 +120,7 @@ struct Bench<'a> {
     case: &'static str,
     device: &'a dyn Device,
     precision: Precision,
+    kv: KvDtype,
 }
 
 impl Bench<'_> {
@@ -128,6 +130,7 @@ impl Bench<'_> {
             kv: KvSpec {
                 blocks: 64,
                 block_tokens,
+                dtype: self.kv,
             },
             step_tokens_max: 96,
             sequences_max: 8,

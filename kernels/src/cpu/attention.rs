@@ -1,59 +1,66 @@
 //! Attention of a few query rows of one sequence over its KV blocks. Knows nothing of programs or threads.
 //!
-//! Two passes over a row of scores that stays in cache: all scores, then the softmax, then the weighted values.
-//! Every sum runs over the keys in their order, so a row's result does not depend on its neighbours in the
-//! tile, on the batch, or on how a prompt was cut into chunks.
+//! Keys are taken in tiles of 64 places with an online softmax: scores of a few rows, their weights against the
+//! running maximum, the weighted values added to the running result. A tile holds the same places for every row and
+//! a place that is not seen adds exact zeros, so a row's result does not depend on its neighbours in the unit, on
+//! the batch, or on how a prompt was cut into chunks. Rows are blocked so that sums fill the registers; a
+//! sequence's K and V tiles stay in cache while all rows of the unit use them.
 #![expect(
     unsafe_op_in_unsafe_fn,
     reason = "kernel bodies are covered by the contract of Attend"
 )]
 
+use std::ops::Range;
+
 use galerne_core::ids::BlockId;
 
 use super::isa::Isa;
-use super::kv::{KvElement, KvLayer, KvPool};
+use super::kv::{KvLayer, KvPool};
+use super::kv_element::KvElement;
 use super::memory::{Memory, Rect};
-use super::simd::{Kernel, Simd, dispatch, exp};
+use super::simd::{Kernel, Simd, dispatch_bf16};
 use super::weights::LANES;
 use crate::device::DeviceError;
 use crate::program::AttentionLayer;
 
-/// Query rows (tokens times heads) in one unit of work: enough to use each key several times, few enough that
-/// their scores stay in cache.
-const ROWS: usize = 32;
+/// Query rows (tokens times heads) in one unit of work: enough that a tile of keys is used often once it is in
+/// cache, few enough that their queries and results stay there too.
+const ROWS: usize = 96;
+/// Rows whose sums are in registers together.
+const BLOCK_ROWS: usize = 6;
+/// Groups of 16 keys in a tile.
+pub(super) const GROUPS: usize = 4;
+pub(super) const TILE: usize = GROUPS * LANES;
+/// Before the first key: below every score, but finite, so that differences are numbers.
+pub(super) const LOWEST: f32 = -1e30;
 
 /// Tokens in one unit of work for a layer with `group` query heads per key head.
 pub(crate) fn tile_tokens(group: usize) -> usize {
     (ROWS / group).max(1)
 }
 
-/// One worker's room for queries and scores.
+/// One worker's room for queries, running results and the scores of a tile.
 #[derive(Debug)]
 pub(crate) struct AttentionScratch {
     memory: Memory,
     rows: usize,
-    slots: usize,
     width: usize,
 }
 
 impl AttentionScratch {
-    /// Room for the layers of a program over sequences of up to `slots` padded tokens.
-    pub(crate) fn new(layers: &[AttentionLayer], slots: usize) -> Result<Self, DeviceError> {
+    /// Room for the layers of a program.
+    pub(crate) fn new(layers: &[AttentionLayer]) -> Result<Self, DeviceError> {
         let group = layers
             .iter()
             .map(|l| (l.heads / l.kv_heads) as usize)
             .max()
             .unwrap_or(0);
         let width = layers.iter().map(|l| l.head_width as usize).max().unwrap_or(0);
-        // A tile may reach up to 7 rows past the last.
-        let rows = ROWS.max(group) + 8;
-        // The first group of a window may add a vector.
-        let slots = slots + LANES;
-        let memory = Memory::zeroed("attention scratch", rows * (slots + width) * 4)?;
+        let (rows, width) = (ROWS.max(group), width.next_multiple_of(LANES));
+        let floats = rows * (2 * width + LANES + 1) + 2 * BLOCK_ROWS * TILE;
         Ok(Self {
-            memory,
+            memory: Memory::zeroed("attention scratch", floats * 4)?,
             rows,
-            slots,
             width,
         })
     }
@@ -62,6 +69,39 @@ impl AttentionScratch {
     pub(crate) fn size_bytes(&self) -> usize {
         self.memory.size_bytes()
     }
+
+    /// Element `at` of part `part`: queries, results, sums, scores, weights, maxima.
+    #[inline(always)]
+    pub(super) fn part(&self, part: Part, at: usize) -> *mut f32 {
+        let rows = self.rows * self.width;
+        let start = match part {
+            Part::Queries => 0,
+            Part::Results => rows,
+            Part::Sums => 2 * rows,
+            Part::Scores => 2 * rows + self.rows * LANES,
+            Part::Weights => 2 * rows + self.rows * LANES + BLOCK_ROWS * TILE,
+            Part::Maxima => 2 * rows + self.rows * LANES + 2 * BLOCK_ROWS * TILE,
+        };
+        debug_assert!((start + at) * 4 < self.memory.size_bytes());
+        // SAFETY: the parts were sized in `new` for `rows` rows, which `attend` checks.
+        unsafe { self.memory.f32s().add(start + at) }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Part {
+    /// `[rows, width]`, or as many bf16.
+    Queries,
+    /// `[rows, width]`
+    Results,
+    /// `[rows, 16]`
+    Sums,
+    /// `[6, 64]`
+    Scores,
+    /// `[6, 64]`, or as many bf16.
+    Weights,
+    /// `[rows]`
+    Maxima,
 }
 
 /// One unit of work: some tokens of one sequence, some query heads of one key head.
@@ -98,9 +138,20 @@ pub(crate) struct Attend<'a, T> {
 /// # Safety
 /// See [`Attend`].
 pub(crate) unsafe fn attend<T: KvElement>(isa: Isa, unit: Attend<'_, T>) {
-    assert!(unit.tokens * unit.heads <= unit.scratch.rows - 8);
+    assert!(unit.tokens * unit.heads <= unit.scratch.rows && unit.layer.width_padded <= unit.scratch.width);
     assert!(unit.length <= unit.blocks.len() * unit.kv.spec.block_tokens);
-    dispatch(isa, unit);
+    dispatch_bf16(isa, unit);
+}
+
+/// Up to four groups of 16 keys, where they lie and which positions they are.
+pub(super) struct Tile<T> {
+    pub(super) keys: [*const T; GROUPS],
+    pub(super) values: [*const T; GROUPS],
+    pub(super) key_scales: [*const f32; GROUPS],
+    pub(super) value_scales: [*const f32; GROUPS],
+    pub(super) positions: [usize; GROUPS],
+    /// Places of a group that hold tokens: fewer than 16 where a block ends.
+    pub(super) places: [usize; GROUPS],
 }
 
 impl<T: KvElement> Kernel for Attend<'_, T> {
@@ -108,29 +159,32 @@ impl<T: KvElement> Kernel for Attend<'_, T> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let low = self.visible(0).0;
-        let high = self.visible(self.tokens - 1).1;
-        let first_group = self.slot(low) / LANES;
-        let groups = self.slot(high - 1) / LANES + 1 - first_group;
-        assert!(groups * LANES <= self.scratch.slots);
-        self.gather_queries();
-        for group in first_group..first_group + groups {
-            let into = self.scores(0).add((group - first_group) * LANES);
-            self.score_group::<S>(group, into);
+        let rows = self.tokens * self.heads;
+        self.begin::<S>();
+        let seen = self.groups(0..self.tokens);
+        for tile in seen.start / GROUPS..seen.end.div_ceil(GROUPS) {
+            let first_group = tile * GROUPS;
+            let tile = self.tile(
+                seen.start.max(first_group)..seen.end.min(first_group + GROUPS),
+                first_group,
+            );
+            let mut row = 0;
+            while row < rows {
+                row += match rows - row {
+                    BLOCK_ROWS.. => self.block::<S, BLOCK_ROWS>(&tile, first_group, row),
+                    3.. => self.block::<S, 3>(&tile, first_group, row),
+                    _ => self.block::<S, 1>(&tile, first_group, row),
+                };
+            }
         }
-        for row in 0..self.tokens * self.heads {
-            self.softmax::<S>(row, first_group * LANES, groups);
-        }
-        for d in (0..self.layer.width).step_by(LANES) {
-            self.weigh_values::<S>(d, low, high, first_group * LANES);
-        }
+        self.finish::<S>();
     }
 }
 
 impl<T: KvElement> Attend<'_, T> {
-    /// Positions a token sees, from and to.
+    /// Positions a token sees.
     #[inline(always)]
-    fn visible(&self, token: usize) -> (usize, usize) {
+    pub(super) fn visible(&self, token: usize) -> Range<usize> {
         let position = self.position + token;
         let high = if self.spec.causal {
             position + 1
@@ -141,207 +195,112 @@ impl<T: KvElement> Attend<'_, T> {
             .spec
             .sliding_window
             .map_or(usize::MAX, |window| window as usize);
-        ((position + 1).saturating_sub(window), high)
+        (position + 1).saturating_sub(window)..high
     }
 
-    /// Where a position lies in a row of scores of the whole sequence.
+    /// Groups of 16 places that some of the tokens see.
     #[inline(always)]
-    fn slot(&self, position: usize) -> usize {
-        let tokens = self.kv.spec.block_tokens;
-        position / tokens * self.kv.block_slots() + position % tokens
-    }
-
-    #[inline(always)]
-    fn query(&self, row: usize) -> *mut f32 {
-        // SAFETY: `row` is below scratch.rows, whose queries come first in the scratch.
-        unsafe { self.scratch.memory.f32s().add(row * self.scratch.width) }
+    pub(super) fn groups(&self, tokens: Range<usize>) -> Range<usize> {
+        let (block_tokens, per_block) = (self.kv.spec.block_tokens, self.kv.block_slots() / LANES);
+        let group = |position: usize| position / block_tokens * per_block + position % block_tokens / LANES;
+        group(self.visible(tokens.start).start)..group(self.visible(tokens.end - 1).end - 1) + 1
     }
 
     #[inline(always)]
-    fn scores(&self, row: usize) -> *mut f32 {
-        let queries = self.scratch.rows * self.scratch.width;
-        // SAFETY: `row` is below scratch.rows; the scores follow the queries.
-        unsafe { self.scratch.memory.f32s().add(queries + row * self.scratch.slots) }
+    fn tile(&self, groups: Range<usize>, first_group: usize) -> Tile<T> {
+        let kv_head = self.head / (self.spec.heads / self.spec.kv_heads) as usize;
+        let (block_tokens, per_block) = (self.kv.spec.block_tokens, self.kv.block_slots() / LANES);
+        let mut tile = Tile {
+            keys: [std::ptr::null(); GROUPS],
+            values: [std::ptr::null(); GROUPS],
+            key_scales: [std::ptr::null(); GROUPS],
+            value_scales: [std::ptr::null(); GROUPS],
+            positions: [0; GROUPS],
+            places: [0; GROUPS],
+        };
+        for group in groups {
+            let (index, within, g) = (group / per_block, group % per_block, group - first_group);
+            let block = self.blocks[index];
+            tile.keys[g] = self.kv.keys(&self.layer, block, kv_head, within);
+            tile.values[g] = self.kv.values(&self.layer, block, kv_head, within);
+            if T::SCALED {
+                let (keys, values) = self.kv.scales(&self.layer, block, kv_head, within);
+                (tile.key_scales[g], tile.value_scales[g]) = (keys, values);
+            }
+            tile.positions[g] = index * block_tokens + within * LANES;
+            tile.places[g] = LANES.min(block_tokens - within * LANES);
+        }
+        tile
     }
 
-    /// Copies the unit's query rows together, zero rows after the last.
+    /// Bytes of a query's or a weight's element.
     #[inline(always)]
-    unsafe fn gather_queries(&self) {
-        let (rows, width) = (self.tokens * self.heads, self.layer.width);
-        for row in 0..rows {
+    pub(super) fn factor_bytes<S: Simd>() -> usize {
+        if T::products_in_bf16::<S>() { 2 } else { 4 }
+    }
+
+    #[inline(always)]
+    pub(super) fn query(&self, row: usize) -> *mut u8 {
+        self.scratch
+            .part(Part::Queries, row * self.layer.width_padded)
+            .cast()
+    }
+
+    /// Copies the unit's query rows together and starts their results.
+    #[inline(always)]
+    unsafe fn begin<S: Simd>(&self) {
+        let width = self.layer.width;
+        for row in 0..self.tokens * self.heads {
             let (token, head) = (row / self.heads, self.head + row % self.heads);
             let from = self.q.base.add((self.row + token) * self.q.stride + head * width);
-            std::ptr::copy_nonoverlapping(from, self.query(row), width);
-        }
-        for row in rows..rows.next_multiple_of(8) {
-            std::ptr::write_bytes(self.query(row), 0, width);
-        }
-    }
-
-    /// `q . k` of all rows with 16 keys.
-    #[inline(always)]
-    unsafe fn score_group<S: Simd>(&self, group: usize, into: *mut f32) {
-        let per_block = self.kv.block_slots() / LANES;
-        let block = self.blocks[group / per_block];
-        let kv_head = self.head / (self.spec.heads / self.spec.kv_heads) as usize;
-        let keys = self.kv.keys::<T>(&self.layer, block, kv_head, group % per_block);
-        let rows = self.tokens * self.heads;
-        let mut row = 0;
-        while row < rows {
-            let left = rows - row;
-            row += if left > 4 && S::TILE_ROWS >= 8 {
-                self.score_tile::<S, 8>(keys, row, into)
-            } else if left > 2 {
-                self.score_tile::<S, 4>(keys, row, into)
-            } else if left == 2 {
-                self.score_tile::<S, 2>(keys, row, into)
-            } else {
-                self.score_tile::<S, 1>(keys, row, into)
-            };
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn score_tile<S: Simd, const M: usize>(
-        &self,
-        keys: *const T,
-        row: usize,
-        into: *mut f32,
-    ) -> usize {
-        let mut sums = [S::splat(0.0); M];
-        let q = self.query(row);
-        for d in 0..self.layer.width {
-            let k = T::load::<S>(keys.add(d * LANES));
-            for (m, sum) in sums.iter_mut().enumerate() {
-                *sum = S::fma(k, S::splat(*q.add(m * self.scratch.width + d)), *sum);
+            for d in (0..width).step_by(LANES) {
+                let x = if d + LANES <= width {
+                    S::load(from.add(d))
+                } else {
+                    let mut padded = [0.0; LANES];
+                    std::ptr::copy_nonoverlapping(from.add(d), padded.as_mut_ptr(), width - d);
+                    S::load(padded.as_ptr())
+                };
+                if T::products_in_bf16::<S>() {
+                    S::store_bf16(self.query(row).cast::<u16>().add(d), x);
+                } else {
+                    S::store(self.query(row).cast::<f32>().add(d), x);
+                }
+                S::store(
+                    self.scratch
+                        .part(Part::Results, row * self.layer.width_padded + d),
+                    S::splat(0.0),
+                );
             }
-        }
-        for (m, sum) in sums.into_iter().enumerate() {
-            let mut score = S::mul(sum, S::splat(self.spec.scale));
-            if let Some(cap) = self.spec.soft_cap {
-                score = S::mul(tanh::<S>(S::div(score, S::splat(cap))), S::splat(cap));
-            }
-            S::store(into.add((row + m) * self.scratch.slots), score);
-        }
-        M
-    }
-
-    /// Turns a row of scores into weights that sum to 1; invisible slots get exactly 0.
-    #[inline(always)]
-    unsafe fn softmax<S: Simd>(&self, row: usize, first_slot: usize, groups: usize) {
-        let scores = self.scores(row);
-        let (low, high) = self.visible(row / self.heads);
-        self.mask(scores, low, high, first_slot, groups * LANES, f32::NEG_INFINITY);
-        let mut largest = S::splat(f32::NEG_INFINITY);
-        for g in 0..groups {
-            largest = S::max(largest, S::load(scores.add(g * LANES)));
-        }
-        let largest = S::splat(S::max_lane(largest));
-        let mut total = S::splat(0.0);
-        for g in 0..groups {
-            let at = scores.add(g * LANES);
-            S::store(at, exp::<S>(S::sub(S::load(at), largest)));
-        }
-        // exp stops at e^-87, which is not nothing.
-        self.mask(scores, low, high, first_slot, groups * LANES, 0.0);
-        for g in 0..groups {
-            total = S::add(total, S::load(scores.add(g * LANES)));
-        }
-        let factor = S::splat(1.0 / S::sum(total));
-        for g in 0..groups {
-            let at = scores.add(g * LANES);
-            S::store(at, S::mul(S::load(at), factor));
+            S::store(self.scratch.part(Part::Sums, row * LANES), S::splat(0.0));
+            *self.scratch.part(Part::Maxima, row) = LOWEST;
         }
     }
 
-    /// Overwrites slots that are not visible: before, after, and the padding of blocks.
+    /// Divides the results by the sums of weights and writes them out.
     #[inline(always)]
-    unsafe fn mask(&self, scores: *mut f32, low: usize, high: usize, first: usize, slots: usize, value: f32) {
-        let row = std::slice::from_raw_parts_mut(scores, slots);
-        row[..self.slot(low) - first].fill(value);
-        row[self.slot(high - 1) + 1 - first..].fill(value);
-        let (tokens, padded) = (self.kv.spec.block_tokens, self.kv.block_slots());
-        if tokens != padded {
-            for (i, score) in row.iter_mut().enumerate() {
-                if (first + i) % padded >= tokens {
-                    *score = value;
+    unsafe fn finish<S: Simd>(&self) {
+        let width = self.layer.width;
+        for row in 0..self.tokens * self.heads {
+            let (token, head) = (row / self.heads, self.head + row % self.heads);
+            let to = self
+                .out
+                .base
+                .add((self.row + token) * self.out.stride + head * width);
+            let sum = S::sum(S::load(self.scratch.part(Part::Sums, row * LANES)));
+            let factor = S::splat(1.0 / sum);
+            for d in (0..width).step_by(LANES) {
+                let at = self
+                    .scratch
+                    .part(Part::Results, row * self.layer.width_padded + d);
+                let result = S::mul(S::load(at), factor);
+                if d + LANES <= width {
+                    S::store(to.add(d), result);
+                } else {
+                    S::store(at, result);
+                    std::ptr::copy_nonoverlapping(at, to.add(d), width - d);
                 }
             }
         }
     }
-
-    /// 16 output elements from `d` on, all rows.
-    #[inline(always)]
-    unsafe fn weigh_values<S: Simd>(&self, d: usize, low: usize, high: usize, first_slot: usize) {
-        let rows = self.tokens * self.heads;
-        let mut row = 0;
-        while row < rows {
-            let left = rows - row;
-            row += if left > 4 && S::TILE_ROWS >= 8 {
-                self.weigh_tile::<S, 8>(row, d, low, high, first_slot)
-            } else if left > 2 {
-                self.weigh_tile::<S, 4>(row, d, low, high, first_slot)
-            } else if left == 2 {
-                self.weigh_tile::<S, 2>(row, d, low, high, first_slot)
-            } else {
-                self.weigh_tile::<S, 1>(row, d, low, high, first_slot)
-            };
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn weigh_tile<S: Simd, const M: usize>(
-        &self,
-        row: usize,
-        d: usize,
-        low: usize,
-        high: usize,
-        first_slot: usize,
-    ) -> usize {
-        let mut sums = [S::splat(0.0); M];
-        let tokens = self.kv.spec.block_tokens;
-        let kv_head = self.head / (self.spec.heads / self.spec.kv_heads) as usize;
-        let mut position = low;
-        while position < high {
-            let end = high.min((position / tokens + 1) * tokens);
-            let block = self.blocks[position / tokens];
-            let values = self.kv.values::<T>(&self.layer, block, kv_head);
-            let values = values.add(position % tokens * self.layer.width_padded + d);
-            let weights = self.scores(row).add(self.slot(position) - first_slot);
-            for t in 0..end - position {
-                let v = T::load::<S>(values.add(t * self.layer.width_padded));
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::fma(v, S::splat(*weights.add(m * self.scratch.slots + t)), *sum);
-                }
-            }
-            position = end;
-        }
-        let rows = self.tokens * self.heads;
-        for (m, sum) in sums.into_iter().enumerate().take(rows - row) {
-            self.store_output::<S>(row + m, d, sum);
-        }
-        M
-    }
-
-    #[inline(always)]
-    unsafe fn store_output<S: Simd>(&self, row: usize, d: usize, sum: S::F) {
-        let (token, head) = (row / self.heads, self.head + row % self.heads);
-        let column = head * self.layer.width + d;
-        let to = self.out.base.add((self.row + token) * self.out.stride + column);
-        let elements = LANES.min(self.layer.width - d);
-        if elements == LANES {
-            S::store(to, sum);
-        } else {
-            let mut lanes = [0.0; LANES];
-            S::store(lanes.as_mut_ptr(), sum);
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, elements);
-        }
-    }
-}
-
-/// To about 1e-7 absolutely.
-#[inline(always)]
-unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
-    let (one, two) = (S::splat(1.0), S::splat(2.0));
-    S::sub(one, S::div(two, S::add(exp::<S>(S::mul(x, two)), one)))
 }

@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use galerne_core::graph::{EmbeddingIndex, Rows};
 use galerne_core::ids::LayerId;
+use half::{bf16, f16};
 
 use super::attention::{Attend, attend, tile_tokens};
 use super::elementwise::{Elementwise, elementwise};
 use super::exec_linear::LinearOp;
 use super::fuse::Planned;
-use super::kv::KvElement;
+use super::kv::{Append, append};
+use super::kv_element::KvElement;
 use super::load::Loaded;
 use super::memory::Rect;
 use super::mixture::Mixture;
 use super::norm::{L2Normalise, LayerNorm, RmsNorm};
 use super::pool::{Job, Poisoned, Ticket, Worker};
 use super::simd::dispatch;
-use crate::device::{Precision, SequenceSlice, StepBatch};
+use crate::device::{KvDtype, Precision, SequenceSlice, StepBatch};
 use crate::program::{BufferId, Instr, MixtureSpec, NormKind, NormSpec, RopeId, View, WeightId};
 
 /// A checked batch with what follows from it.
@@ -148,14 +150,18 @@ impl StepJob {
                 k_rope,
             } => {
                 let ropes = (q_rope, k_rope);
-                match self.loaded.options.precision {
-                    Precision::Auto => self.append::<u16>(worker, at, layer, [q, k, v], ropes),
-                    Precision::F32 => self.append::<f32>(worker, at, layer, [q, k, v], ropes),
+                match self.loaded.kv.spec.dtype {
+                    KvDtype::Bf16 => self.append::<bf16>(worker, at, layer, [q, k, v], ropes),
+                    KvDtype::F16 => self.append::<f16>(worker, at, layer, [q, k, v], ropes),
+                    KvDtype::F32 => self.append::<f32>(worker, at, layer, [q, k, v], ropes),
+                    KvDtype::Int8 => self.append::<i8>(worker, at, layer, [q, k, v], ropes),
                 }
             }
-            Instr::Attention { layer, q, out } => match self.loaded.options.precision {
-                Precision::Auto => self.attention::<u16>(worker, at, layer, q, out),
-                Precision::F32 => self.attention::<f32>(worker, at, layer, q, out),
+            Instr::Attention { layer, q, out } => match self.loaded.kv.spec.dtype {
+                KvDtype::Bf16 => self.attention::<bf16>(worker, at, layer, q, out),
+                KvDtype::F16 => self.attention::<f16>(worker, at, layer, q, out),
+                KvDtype::F32 => self.attention::<f32>(worker, at, layer, q, out),
+                KvDtype::Int8 => self.attention::<i8>(worker, at, layer, q, out),
             },
             Instr::ActivateMul {
                 gate,
@@ -295,7 +301,7 @@ impl StepJob {
         let (x, table) = (self.rect(x), &self.loaded.ropes[rope.index()]);
         share(worker, self.ticket(at, 0), x.rows, |token| {
             // SAFETY: each row is handed to one worker; the tables were filled before the first meeting.
-            unsafe { table.rotate(token, x.row_mut(token), head_width) };
+            unsafe { table.rotate(self.loaded.isa, token, x.row_mut(token), head_width) };
         })
     }
 
@@ -309,25 +315,31 @@ impl StepJob {
     ) -> Result<(), Poisoned> {
         let (q, k, v) = (self.rect(q), self.rect(k), self.rect(v));
         let head_width = self.loaded.program.layers[layer.index()].head_width as usize;
-        let block_tokens = self.loaded.options.kv.block_tokens;
+        let (isa, block_tokens) = (self.loaded.isa, self.loaded.options.kv.block_tokens);
         share(worker, self.ticket(at, 0), q.rows, |token| {
             let position = self.step.positions[token] as usize;
             let slice = &self.step.batch.sequences[self.step.owners[token] as usize];
             let block = slice.blocks[position / block_tokens];
             let table = |rope: RopeId| &self.loaded.ropes[rope.index()];
             // SAFETY: each row is handed to one worker; the tables were filled before the first meeting; no
-            // two tokens of a step share a place in the pool (checked at submit); T fits the precision.
+            // two tokens of a step share a place in the pool (checked at submit); T is the pool's element type.
             unsafe {
                 if let Some(rope) = q_rope {
-                    table(rope).rotate(token, q.row_mut(token), head_width);
+                    table(rope).rotate(isa, token, q.row_mut(token), head_width);
                 }
                 if let Some(rope) = k_rope {
-                    table(rope).rotate(token, k.row_mut(token), head_width);
+                    table(rope).rotate(isa, token, k.row_mut(token), head_width);
                 }
-                let slot = position % block_tokens;
-                self.loaded
-                    .kv
-                    .append::<T>(layer.index(), block, slot, k.row(token), v.row(token));
+                let unit = Append::<T> {
+                    pool: &self.loaded.kv,
+                    layer: self.loaded.kv.layer(layer.index()),
+                    block,
+                    slot: position % block_tokens,
+                    k: k.row(token),
+                    v: v.row(token),
+                    element: PhantomData,
+                };
+                append(isa, unit);
             }
         })
     }
@@ -379,7 +391,7 @@ impl StepJob {
                     element: PhantomData,
                 };
                 // SAFETY: each unit is handed to one worker and writes its own rows and heads; keys and values
-                // were written before the last meeting; blocks were checked at submit; T fits the precision.
+                // were written before the last meeting; blocks were checked at submit; T is the pool's element type.
                 unsafe { attend(self.loaded.isa, unit) };
                 break;
             }

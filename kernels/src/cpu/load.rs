@@ -18,7 +18,7 @@ use super::pool::Ticket;
 use super::quantize_rows::QuantBuffer;
 use super::rope::RopeTable;
 use super::weights::{Matrix, load_matrix, load_vector};
-use crate::device::{DeviceError, LoadOptions, MemoryUse, Precision};
+use crate::device::{DeviceError, KvSpec, LoadOptions, MemoryUse, Precision};
 use crate::program::{Instr, MixtureSpec, NormKind, Program, View, WeightId};
 
 /// A program ready to run.
@@ -120,19 +120,18 @@ impl Loaded {
         let planned = plan(program);
         let layout = place(program, &planned, rows_max);
         let buffers = Memory::zeroed("buffers", layout.elements * 4)?;
-        let kv = KvPool::new(&program.layers, options.kv, options.precision)?;
+        let kv_spec = KvSpec {
+            dtype: options.kv_dtype(),
+            ..options.kv
+        };
+        let kv = KvPool::new(&program.layers, kv_spec)?;
         let quant_width = match options.precision {
             Precision::Auto => uses.quant_width,
             Precision::F32 => 0,
         };
-        let blocks = options.kv.blocks.min(
-            (program.context_tokens_max as usize + options.step_tokens_max)
-                .div_ceil(options.kv.block_tokens.max(1)),
-        );
-        let slots = blocks * kv.block_slots();
         let workers = (0..threads).map(|_| {
             Ok(WorkerRoom {
-                attention: AttentionScratch::new(&program.layers, slots)?,
+                attention: AttentionScratch::new(&program.layers)?,
                 mixture: MixtureScratch::new(uses.experts.max(1), uses.inner, uses.width)?,
                 rows: Memory::zeroed("linear inputs", OWN_ROWS * uses.quant_width * 4)?,
                 quant: QuantBuffer::new(OWN_ROWS, quant_width.max(uses.mixture_quant_width))?,

@@ -48,7 +48,7 @@ fn read_streams<const STREAMS: usize>(isa: Isa, bytes: &[u8]) -> u64 {
         Isa::Avx2 => unsafe { x86::sum_lines_avx2::<STREAMS>(lines) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { x86::sum_lines_avx512::<STREAMS>(lines) },
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { x86::sum_lines_avx512::<STREAMS>(lines) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => sum_lines::<STREAMS>(lines),
     }
@@ -74,7 +74,7 @@ fn sum_lines<const STREAMS: usize>(lines: &[Line]) -> u64 {
 pub(crate) fn arithmetic(arithmetic: Arithmetic, isa: Isa) -> Option<ArithmeticLoop> {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => x86::arithmetic(arithmetic, isa),
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => x86::arithmetic(arithmetic, isa),
         _ => (arithmetic == Arithmetic::F32).then_some(ArithmeticLoop {
             run: multiply_add,
             operations_per_loop: 2 * 4 * CHAINS,
@@ -117,10 +117,13 @@ mod x86 {
         let isa = isa.min(Isa::detect());
         let (run, lanes): (fn(usize) -> f32, usize) = match (isa, arithmetic) {
             // SAFETY: the machine has at least AVX-512 F and VNNI.
-            (Isa::Avx512, Arithmetic::F32) => (|rounds| unsafe { f32_avx512(rounds) }, 16),
+            (Isa::Avx512 | Isa::Avx512Bf16, Arithmetic::F32) => (|rounds| unsafe { f32_avx512(rounds) }, 16),
             // SAFETY: as above.
-            (Isa::Avx512, Arithmetic::Int8) => (|rounds| unsafe { int8_avx512(rounds) }, 64),
-            (Isa::Avx512, Arithmetic::Bf16) if is_x86_feature_detected!("avx512bf16") => {
+            (Isa::Avx512 | Isa::Avx512Bf16, Arithmetic::Int8) => {
+                // SAFETY: as above.
+                (|rounds| unsafe { int8_avx512(rounds) }, 64)
+            }
+            (Isa::Avx512 | Isa::Avx512Bf16, Arithmetic::Bf16) if is_x86_feature_detected!("avx512bf16") => {
                 // SAFETY: just checked.
                 (|rounds| unsafe { bf16_avx512(rounds) }, 32)
             }

@@ -2,6 +2,7 @@
 //! one in use is chosen at run time. Only `device` knows the engine's trait, only `exec` knows programs.
 
 mod attention;
+mod attention_rows;
 mod check;
 mod device;
 mod elementwise;
@@ -10,6 +11,7 @@ mod exec_linear;
 mod fuse;
 mod isa;
 mod kv;
+mod kv_element;
 mod layout;
 mod linear;
 mod linear_plain;

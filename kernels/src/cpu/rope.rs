@@ -3,9 +3,47 @@
 
 use galerne_core::graph::RopePairing;
 
+use super::isa::Isa;
 use super::memory::Memory;
+use super::simd::{Kernel, Simd, dispatch};
 use crate::device::DeviceError;
 use crate::program::RopeSpec;
+
+/// The rotation of a row, compiled for each instruction set.
+struct Rotate<'a> {
+    pairing: RopePairing,
+    cosines: &'a [f32],
+    sines: &'a [f32],
+    row: &'a mut [f32],
+    head_width: usize,
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let pairs = self.cosines.len();
+        for head in self.row.chunks_exact_mut(self.head_width) {
+            match self.pairing {
+                RopePairing::Half => {
+                    let (a, rest) = head.split_at_mut(pairs);
+                    let angles = self.cosines.iter().zip(self.sines);
+                    for ((a, b), (c, s)) in a.iter_mut().zip(rest).zip(angles) {
+                        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+                    }
+                }
+                RopePairing::Interleaved => {
+                    let angles = self.cosines.iter().zip(self.sines);
+                    for (pair, (c, s)) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                        let [a, b] = *pair;
+                        *pair = [a * c - b * s, b * c + a * s];
+                    }
+                }
+            }
+        }
+    }
+}
 
 /// Cosines and sines of the step's tokens: computed once, used by every layer.
 #[derive(Debug)]
@@ -45,29 +83,19 @@ impl RopeTable {
     /// Rotates every head of one row in place.
     ///
     /// # Safety
-    /// The token has been filled in and nobody fills it in meanwhile.
-    pub(crate) unsafe fn rotate(&self, token: usize, row: &mut [f32], head_width: usize) {
+    /// The machine has `isa`; the token has been filled in and nobody fills it in meanwhile.
+    pub(crate) unsafe fn rotate(&self, isa: Isa, token: usize, row: &mut [f32], head_width: usize) {
         // SAFETY: only read here, and nobody writes by contract.
         let (cosines, sines) = unsafe { self.slices(token) };
-        let pairs = cosines.len();
-        for head in row.chunks_exact_mut(head_width) {
-            match self.spec.pairing {
-                RopePairing::Half => {
-                    let (a, rest) = head.split_at_mut(pairs);
-                    let angles = cosines.iter().zip(sines.iter());
-                    for ((a, b), (c, s)) in a.iter_mut().zip(rest).zip(angles) {
-                        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-                    }
-                }
-                RopePairing::Interleaved => {
-                    let angles = cosines.iter().zip(sines.iter());
-                    for (pair, (c, s)) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
-                        let [a, b] = *pair;
-                        *pair = [a * c - b * s, b * c + a * s];
-                    }
-                }
-            }
-        }
+        let rotate = Rotate {
+            pairing: self.spec.pairing,
+            cosines,
+            sines,
+            row,
+            head_width,
+        };
+        // SAFETY: by contract.
+        unsafe { dispatch(isa, rotate) };
     }
 
     /// Bytes held.

@@ -8,6 +8,8 @@
     reason = "each method's one-line body is covered by the contract of the trait"
 )]
 
+use std::f32::consts::LN_2;
+
 use super::isa::Isa;
 
 /// Vectors of one instruction set. Lane `i` of an `F` or `I` belongs to bytes `4 i .. 4 i + 4` of a `B`.
@@ -27,12 +29,28 @@ pub(crate) trait Simd: Copy + 'static {
 
     /// Activation rows a matmul tile takes at once: as many as there are registers for.
     const TILE_ROWS: usize;
+    /// Whether [`Self::dot_bf16`] is faster than widening and multiplying.
+    const BF16_DOT: bool;
 
     unsafe fn splat(value: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
     unsafe fn store(to: *mut f32, value: Self::F);
     unsafe fn load_f16(from: *const u16) -> Self::F;
     unsafe fn load_bf16(from: *const u16) -> Self::F;
+    unsafe fn load_i8(from: *const i8) -> Self::F;
+    /// Rounds to nearest, 16 halves.
+    unsafe fn store_f16(to: *mut u16, a: Self::F);
+    /// Rounds to nearest even, 16 bf16. `a` is finite.
+    unsafe fn store_bf16(to: *mut u16, a: Self::F);
+    /// The first and the second bf16 of each lane's four bytes.
+    unsafe fn widen_bf16(pairs: Self::B) -> [Self::F; 2];
+    /// Adds to each lane the dot product of its two bf16 with the two at `x`.
+    #[inline(always)]
+    unsafe fn dot_bf16(sum: Self::F, pairs: Self::B, x: *const u16) -> Self::F {
+        let [a, b] = Self::widen_bf16(pairs);
+        let wide = |bits: u16| Self::splat(f32::from_bits(u32::from(bits) << 16));
+        Self::fma(b, wide(*x.add(1)), Self::fma(a, wide(*x), sum))
+    }
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
@@ -43,8 +61,16 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// To the nearest integer, as f32.
     unsafe fn round(a: Self::F) -> Self::F;
+    /// Whether [`Self::scale_pow2`] takes any `n` and so goes down to 0 by itself.
+    const SCALES_TO_ZERO: bool;
     /// `a * 2^n` for integral `n` in `-126 ..= 127`.
     unsafe fn scale_pow2(a: Self::F, n: Self::F) -> Self::F;
+    /// Lanes `from .. to` of `a`, the others of `other`.
+    unsafe fn lanes_or(a: Self::F, from: usize, to: usize, other: Self::F) -> Self::F;
+    /// `a` in lanes where `x > limit`, elsewhere 0.
+    unsafe fn where_above(a: Self::F, x: Self::F, limit: f32) -> Self::F;
+    /// Whether a lane is larger than `limit`.
+    unsafe fn any_above(a: Self::F, limit: f32) -> bool;
     /// The sum of all lanes, in a fixed order.
     unsafe fn sum(a: Self::F) -> f32;
     /// The largest lane.
@@ -90,17 +116,35 @@ pub(crate) trait Kernel {
 pub(crate) unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => run_avx512(kernel),
+        Isa::Avx512 | Isa::Avx512Bf16 => run_avx512(kernel),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => run_avx2(kernel),
         _ => kernel.run::<super::simd_portable::Portable>(),
     }
 }
 
+/// Like [`dispatch`], for kernels that use [`Simd::dot_bf16`]: others need no version of their own with it.
+///
+/// # Safety
+/// See [`dispatch`].
+pub(crate) unsafe fn dispatch_bf16<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => run_avx512_bf16(kernel),
+        _ => dispatch(isa, kernel),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<super::simd_avx512::Avx512<true>>()
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<super::simd_avx512::Avx512>()
+    kernel.run::<super::simd_avx512::Avx512<false>>()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -126,6 +170,29 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
         p = S::fma(p, r, S::splat(coefficient));
     }
     S::scale_pow2(p, n)
+}
+
+/// `2^x` to about 2e-7 of it for `-126 <= x <= 0`, exactly 1 for 0, below 2e-38 under that, exactly 0 from -200 down.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn exp2_below_1<S: Simd>(x: S::F) -> S::F {
+    let lowest = if S::SCALES_TO_ZERO { -200.0 } else { -126.0 };
+    let clamped = S::max(x, S::splat(lowest));
+    let n = S::round(clamped);
+    let f = S::sub(clamped, n);
+    // Interpolates (2^f - 1) / f at the Chebyshev points of |f| <= 1/2.
+    let mut p = S::splat(1.338_130_8e-3);
+    for coefficient in [9.666_368e-3, 5.550_381e-2, 0.240_223_5, LN_2, 1.0] {
+        p = S::fma(p, f, S::splat(coefficient));
+    }
+    let power = S::scale_pow2(p, n);
+    if S::SCALES_TO_ZERO {
+        power
+    } else {
+        S::where_above(power, x, lowest)
+    }
 }
 
 /// `1 / (1 + e^-x)`.

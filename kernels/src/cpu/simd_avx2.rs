@@ -25,6 +25,8 @@ impl Simd for Avx2 {
     type D = [__m256i; 2];
 
     const TILE_ROWS: usize = 4;
+    const SCALES_TO_ZERO: bool = false;
+    const BF16_DOT: bool = false;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F {
@@ -54,6 +56,37 @@ impl Simd for Avx2 {
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
         ]
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::F {
+        let wide = |from: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())));
+        [wide(from), wide(from.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u16, a: Self::F) {
+        _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[0]));
+        _mm_storeu_si128(
+            to.add(8).cast(),
+            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[1]),
+        );
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, a: Self::F) {
+        let round = |a| {
+            let bits = _mm256_castps_si256(a);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half))
+        };
+        let narrow = _mm256_packus_epi32(round(a[0]), round(a[1]));
+        _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(narrow));
+    }
+    #[inline(always)]
+    unsafe fn widen_bf16(pairs: Self::B) -> [Self::F; 2] {
+        let mask = _mm256_set1_epi32(-65_536);
+        let low = |pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs));
+        let high = |pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, mask));
+        [[low(pairs[0]), low(pairs[1])], [high(pairs[0]), high(pairs[1])]]
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
@@ -101,6 +134,32 @@ impl Simd for Avx2 {
             )))
         };
         [_mm256_mul_ps(a[0], power(n[0])), _mm256_mul_ps(a[1], power(n[1]))]
+    }
+    #[inline(always)]
+    unsafe fn lanes_or(a: Self::F, from: usize, to: usize, other: Self::F) -> Self::F {
+        let lanes = [
+            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+            _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15),
+        ];
+        let (from, to) = (_mm256_set1_epi32(from as i32 - 1), _mm256_set1_epi32(to as i32));
+        std::array::from_fn(|i| {
+            let kept = _mm256_and_si256(
+                _mm256_cmpgt_epi32(lanes[i], from),
+                _mm256_cmpgt_epi32(to, lanes[i]),
+            );
+            _mm256_blendv_ps(other[i], a[i], _mm256_castsi256_ps(kept))
+        })
+    }
+    #[inline(always)]
+    unsafe fn where_above(a: Self::F, x: Self::F, limit: f32) -> Self::F {
+        let limit = _mm256_set1_ps(limit);
+        std::array::from_fn(|i| _mm256_and_ps(a[i], _mm256_cmp_ps::<_CMP_GT_OQ>(x[i], limit)))
+    }
+    #[inline(always)]
+    unsafe fn any_above(a: Self::F, limit: f32) -> bool {
+        let limit = _mm256_set1_ps(limit);
+        let above = |a| _mm256_cmp_ps::<_CMP_GT_OQ>(a, limit);
+        _mm256_movemask_ps(_mm256_or_ps(above(a[0]), above(a[1]))) != 0
     }
     #[inline(always)]
     unsafe fn sum(a: Self::F) -> f32 {

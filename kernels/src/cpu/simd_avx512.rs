@@ -8,22 +8,24 @@ use std::arch::x86_64::*;
 
 use super::simd::Simd;
 
-/// AVX-512 F, BW, VL, DQ and VNNI.
+/// AVX-512 F, BW, VL, DQ and VNNI; with `BF16` also BF16.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<const BF16: bool>;
 
 #[inline(always)]
 unsafe fn broadcast4(x: *const i8) -> __m512i {
     _mm512_set1_epi32(x.cast::<i32>().read_unaligned())
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
     type D = __m512i;
 
     const TILE_ROWS: usize = 8;
+    const SCALES_TO_ZERO: bool = true;
+    const BF16_DOT: bool = BF16;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F {
@@ -45,6 +47,49 @@ impl Simd for Avx512 {
     unsafe fn load_bf16(from: *const u16) -> Self::F {
         let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::F {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u16, a: Self::F) {
+        _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, a: Self::F) {
+        if BF16 {
+            to.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(a));
+        } else {
+            let bits = _mm512_castps_si512(a);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_bf16(pairs: Self::B) -> [Self::F; 2] {
+        let high = _mm512_and_si512(pairs, _mm512_set1_epi32(-65_536));
+        [
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)),
+            _mm512_castsi512_ps(high),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(sum: Self::F, pairs: Self::B, x: *const u16) -> Self::F {
+        if BF16 {
+            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+            // SAFETY: the same 64 bytes under another name.
+            let (pairs, x) = (
+                std::mem::transmute::<__m512i, __m512bh>(pairs),
+                std::mem::transmute::<__m512i, __m512bh>(x),
+            );
+            return _mm512_dpbf16_ps(sum, pairs, x);
+        }
+        let [a, b] = Self::widen_bf16(pairs);
+        let wide = |bits: u16| _mm512_set1_ps(f32::from_bits(u32::from(bits) << 16));
+        Self::fma(b, wide(*x.add(1)), Self::fma(a, wide(*x), sum))
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
@@ -81,6 +126,20 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn scale_pow2(a: Self::F, n: Self::F) -> Self::F {
         _mm512_scalef_ps(a, n)
+    }
+    #[inline(always)]
+    unsafe fn lanes_or(a: Self::F, from: usize, to: usize, other: Self::F) -> Self::F {
+        let kept = (1_u32 << to) - (1_u32 << from);
+        _mm512_mask_blend_ps(kept as u16, other, a)
+    }
+    #[inline(always)]
+    unsafe fn where_above(a: Self::F, x: Self::F, limit: f32) -> Self::F {
+        let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(limit));
+        _mm512_maskz_mov_ps(above, a)
+    }
+    #[inline(always)]
+    unsafe fn any_above(a: Self::F, limit: f32) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, _mm512_set1_ps(limit)) != 0
     }
     #[inline(always)]
     unsafe fn sum(a: Self::F) -> f32 {

@@ -24,6 +24,8 @@ impl Simd for Portable {
     type D = [i32; 16];
 
     const TILE_ROWS: usize = 4;
+    const SCALES_TO_ZERO: bool = false;
+    const BF16_DOT: bool = false;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F {
@@ -46,6 +48,30 @@ impl Simd for Portable {
     unsafe fn load_bf16(from: *const u16) -> Self::F {
         let bits = from.cast::<[u16; 16]>().read_unaligned();
         bits.map(|b| bf16::from_bits(b).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::F {
+        from.cast::<[i8; 16]>().read_unaligned().map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u16, a: Self::F) {
+        let bits = a.map(|v| f16::from_f32(v).to_bits());
+        to.cast::<[u16; 16]>().write_unaligned(bits);
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, a: Self::F) {
+        let bits = a.map(|v| bf16::from_f32(v).to_bits());
+        to.cast::<[u16; 16]>().write_unaligned(bits);
+    }
+    #[inline(always)]
+    unsafe fn widen_bf16(pairs: Self::B) -> [Self::F; 2] {
+        let bits = |i: usize| {
+            u32::from_le_bytes([pairs[4 * i], pairs[4 * i + 1], pairs[4 * i + 2], pairs[4 * i + 3]])
+        };
+        [
+            std::array::from_fn(|i| f32::from_bits(bits(i) << 16)),
+            std::array::from_fn(|i| f32::from_bits(bits(i) & 0xffff_0000)),
+        ]
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
@@ -84,6 +110,18 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn scale_pow2(a: Self::F, n: Self::F) -> Self::F {
         map2(a, n, |a, n| a * f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn lanes_or(a: Self::F, from: usize, to: usize, other: Self::F) -> Self::F {
+        std::array::from_fn(|i| if (from..to).contains(&i) { a[i] } else { other[i] })
+    }
+    #[inline(always)]
+    unsafe fn where_above(a: Self::F, x: Self::F, limit: f32) -> Self::F {
+        map2(a, x, |a, x| if x > limit { a } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn any_above(a: Self::F, limit: f32) -> bool {
+        a.into_iter().any(|a| a > limit)
     }
     #[inline(always)]
     unsafe fn sum(a: Self::F) -> f32 {
