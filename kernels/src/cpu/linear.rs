@@ -36,13 +36,11 @@ pub(crate) struct FloatRows {
 /// The dot products of one block of one panel.
 ///
 /// # Safety
-/// `w` points to a block of a panel of the implementing dtype; `x` has the rows `row .. row + M` and the
-/// `columns` columns from `BLOCK * block` on.
+/// `w` points to a panel of the implementing dtype that has block `block`; `x` has the rows
+/// `row .. row + M` and the `columns` columns from `BLOCK * block` on.
 pub(crate) trait PanelDot {
     /// The activations.
     type X: Copy;
-    /// Bytes of a full block.
-    const BLOCK_BYTES: usize;
 
     /// Adds 16 outputs for each of `M` rows.
     unsafe fn block<S: Simd, const M: usize>(
@@ -175,13 +173,11 @@ impl<D: PanelDot> LinearKernel<'_, D> {
         let first = self.matrix.panel(panel);
         let mut sums = [S::splat(0.0); M];
         for block in 0..width / BLOCK {
-            let w = first.add(block * D::BLOCK_BYTES);
-            D::block::<S, M>(w, &self.x, row, block, BLOCK, &mut sums);
+            D::block::<S, M>(first, &self.x, row, block, BLOCK, &mut sums);
         }
         let rest = width % BLOCK;
         if rest > 0 {
-            let w = first.add((width / BLOCK) * D::BLOCK_BYTES);
-            D::block::<S, M>(w, &self.x, row, width / BLOCK, rest, &mut sums);
+            D::block::<S, M>(first, &self.x, row, width / BLOCK, rest, &mut sums);
         }
         for (m, sum) in sums.into_iter().enumerate() {
             self.finish::<S>(sum, panel, row + m);

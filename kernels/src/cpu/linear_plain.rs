@@ -19,8 +19,6 @@ macro_rules! plain {
     ($name:ident, $element_bytes:literal, $load:ident) => {
         impl PanelDot for $name {
             type X = FloatRows;
-            const BLOCK_BYTES: usize = 32 * LANES * $element_bytes;
-
             #[inline(always)]
             unsafe fn block<S: Simd, const M: usize>(
                 w: *const u8,
@@ -32,7 +30,7 @@ macro_rules! plain {
             ) {
                 let mut part = [S::splat(0.0); M];
                 for column in 0..columns {
-                    let w = S::$load(w.add(column * LANES * $element_bytes).cast());
+                    let w = S::$load(w.add((32 * block + column) * LANES * $element_bytes).cast());
                     for (r, part) in part.iter_mut().enumerate() {
                         *part = S::fma(w, broadcast::<S>(x, row + r, 32 * block + column), *part);
                     }

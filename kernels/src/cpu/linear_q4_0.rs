@@ -14,13 +14,11 @@ pub(crate) struct Q4_0Int8;
 /// Against f32 activations.
 pub(crate) struct Q4_0Exact;
 
-const BLOCK_BYTES: usize = 288;
-const LINES: usize = 32;
+const LINES_BYTES: usize = 256;
+const PAIR_BYTES: usize = 64 + 2 * LINES_BYTES;
 
 impl PanelDot for Q4_0Int8 {
     type X = QuantRows;
-    const BLOCK_BYTES: usize = BLOCK_BYTES;
-
     #[inline(always)]
     unsafe fn block<S: Simd, const M: usize>(
         w: *const u8,
@@ -30,13 +28,14 @@ impl PanelDot for Q4_0Int8 {
         _columns: usize,
         sums: &mut [S::F; M],
     ) {
-        let d = S::load_f16(w.cast());
-        let line = w.add(LINES);
+        let w = w.add(block / 2 * PAIR_BYTES);
+        let d = S::load_f16(w.add(block % 2 * 32).cast());
+        let w = w.add(64 + block % 2 * LINES_BYTES);
         let lines = [
-            S::load_bytes(line.add(0)),
-            S::load_bytes(line.add(64)),
-            S::load_bytes(line.add(128)),
-            S::load_bytes(line.add(192)),
+            S::load_bytes(w.add(0)),
+            S::load_bytes(w.add(64)),
+            S::load_bytes(w.add(128)),
+            S::load_bytes(w.add(192)),
         ];
         let low = [
             S::low_nibbles(lines[0]),
@@ -71,8 +70,6 @@ impl PanelDot for Q4_0Int8 {
 
 impl PanelDot for Q4_0Exact {
     type X = FloatRows;
-    const BLOCK_BYTES: usize = BLOCK_BYTES;
-
     #[inline(always)]
     unsafe fn block<S: Simd, const M: usize>(
         w: *const u8,
@@ -82,11 +79,13 @@ impl PanelDot for Q4_0Exact {
         _columns: usize,
         sums: &mut [S::F; M],
     ) {
-        let d = S::load_f16(w.cast());
+        let w = w.add(block / 2 * PAIR_BYTES);
+        let d = S::load_f16(w.add(block % 2 * 32).cast());
+        let w = w.add(64 + block % 2 * LINES_BYTES);
         let eight = S::splat(8.0);
         let mut part = [S::splat(0.0); M];
         for c in 0..4 {
-            let line = S::load_bytes(w.add(LINES + 64 * c));
+            let line = S::load_bytes(w.add(64 * c));
             let (low, high) = (S::low_nibbles(line), S::high_nibbles(line));
             for j in 0..4 {
                 let a = S::mul(S::sub(S::byte(low, j as i32), eight), d);

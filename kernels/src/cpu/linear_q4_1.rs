@@ -19,8 +19,6 @@ const LINES: usize = 64;
 
 impl PanelDot for Q4_1Int8 {
     type X = QuantRows;
-    const BLOCK_BYTES: usize = BLOCK_BYTES;
-
     #[inline(always)]
     unsafe fn block<S: Simd, const M: usize>(
         w: *const u8,
@@ -30,6 +28,7 @@ impl PanelDot for Q4_1Int8 {
         _columns: usize,
         sums: &mut [S::F; M],
     ) {
+        let w = w.add(BLOCK_BYTES * block);
         let d = S::load_f16(w.cast());
         let m = S::load_f16(w.add(32).cast());
         let line = w.add(LINES);
@@ -71,8 +70,6 @@ impl PanelDot for Q4_1Int8 {
 
 impl PanelDot for Q4_1Exact {
     type X = FloatRows;
-    const BLOCK_BYTES: usize = BLOCK_BYTES;
-
     #[inline(always)]
     unsafe fn block<S: Simd, const M: usize>(
         w: *const u8,
@@ -82,6 +79,7 @@ impl PanelDot for Q4_1Exact {
         _columns: usize,
         sums: &mut [S::F; M],
     ) {
+        let w = w.add(BLOCK_BYTES * block);
         let d = S::load_f16(w.cast());
         let m = S::load_f16(w.add(32).cast());
         // A sum per block, then a sum of blocks: the error grows with the square root of either only.

@@ -13,13 +13,11 @@ pub(crate) struct Q8_0Int8;
 /// Against f32 activations.
 pub(crate) struct Q8_0Exact;
 
-const BLOCK_BYTES: usize = 544;
-const LINES: usize = 32;
+const LINES_BYTES: usize = 512;
+const PAIR_BYTES: usize = 64 + 2 * LINES_BYTES;
 
 impl PanelDot for Q8_0Int8 {
     type X = QuantRows;
-    const BLOCK_BYTES: usize = BLOCK_BYTES;
-
     #[inline(always)]
     unsafe fn block<S: Simd, const M: usize>(
         w: *const u8,
@@ -29,17 +27,18 @@ impl PanelDot for Q8_0Int8 {
         _columns: usize,
         sums: &mut [S::F; M],
     ) {
-        let d = S::load_f16(w.cast());
-        let line = w.add(LINES);
+        let w = w.add(block / 2 * PAIR_BYTES);
+        let d = S::load_f16(w.add(block % 2 * 32).cast());
+        let w = w.add(64 + block % 2 * LINES_BYTES);
         let lines = [
-            S::load_bytes(line.add(0)),
-            S::load_bytes(line.add(64)),
-            S::load_bytes(line.add(128)),
-            S::load_bytes(line.add(192)),
-            S::load_bytes(line.add(256)),
-            S::load_bytes(line.add(320)),
-            S::load_bytes(line.add(384)),
-            S::load_bytes(line.add(448)),
+            S::load_bytes(w.add(0)),
+            S::load_bytes(w.add(64)),
+            S::load_bytes(w.add(128)),
+            S::load_bytes(w.add(192)),
+            S::load_bytes(w.add(256)),
+            S::load_bytes(w.add(320)),
+            S::load_bytes(w.add(384)),
+            S::load_bytes(w.add(448)),
         ];
         let x = x.tile(row, block);
         let lane = row % 8;
@@ -61,8 +60,6 @@ impl PanelDot for Q8_0Int8 {
 
 impl PanelDot for Q8_0Exact {
     type X = FloatRows;
-    const BLOCK_BYTES: usize = BLOCK_BYTES;
-
     #[inline(always)]
     unsafe fn block<S: Simd, const M: usize>(
         w: *const u8,
@@ -72,11 +69,13 @@ impl PanelDot for Q8_0Exact {
         _columns: usize,
         sums: &mut [S::F; M],
     ) {
-        let d = S::load_f16(w.cast());
+        let w = w.add(block / 2 * PAIR_BYTES);
+        let d = S::load_f16(w.add(block % 2 * 32).cast());
+        let w = w.add(64 + block % 2 * LINES_BYTES);
         let offset = S::splat(128.0);
         let mut part = [S::splat(0.0); M];
         for c in 0..8 {
-            let line = S::load_bytes(w.add(LINES + 64 * c));
+            let line = S::load_bytes(w.add(64 * c));
             for j in 0..4 {
                 let a = S::mul(S::sub(S::byte(line, j as i32), offset), d);
                 let column = 32 * block + 4 * c + j;

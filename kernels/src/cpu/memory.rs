@@ -9,7 +9,8 @@ use crate::device::DeviceError;
 
 /// From this size on memory is mapped, on huge pages if the system gives them.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
-const LINE_BYTES: usize = 64;
+/// Bytes of a cache line.
+pub(crate) const LINE_BYTES: usize = 64;
 
 /// A zeroed allocation. Whoever reads or writes through [`Memory::ptr`] answers for the absence of races.
 #[derive(Debug)]

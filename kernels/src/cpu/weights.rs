@@ -2,8 +2,8 @@
 //! in as many bytes. Knows nothing of programs' instructions.
 //!
 //! A *panel* holds 16 rows of a matrix, for each block of 32 columns one after the other:
-//! - quantized: 16 f16 scales, 16 f16 minima (`Q4_1` only), then lines of 64 bytes in which lane `r` of 4 bytes
-//!   belongs to row `r`. `Q4`: line `c` holds bytes `4 c .. 4 c + 4` of each row's block, so its low nibbles are
+//! - quantized: lines of 64 bytes in which lane `r` of 4 bytes belongs to row `r`, and before them 16 f16 scales and
+//!   minima (`Q4_1`) or the 16 scales of this block and the next (others): a cache line. `Q4`: line `c` holds bytes `4 c .. 4 c + 4` of each row's block, so its low nibbles are
 //!   columns `4 c ..` and its high nibbles columns `16 + 4 c ..`. `Q8_0`: line `c` holds columns `4 c .. 4 c + 4`,
 //!   each plus 128.
 //! - plain: for each column 16 elements.
@@ -14,7 +14,7 @@ use galerne_core::dtype::DType;
 use galerne_core::weights::{WeightSource, WeightView};
 use half::{bf16, f16};
 
-use super::memory::{Arena, Piece};
+use super::memory::{Arena, LINE_BYTES, Piece};
 use crate::device::DeviceError;
 use crate::program::WeightSpec;
 use crate::quant;
@@ -36,7 +36,7 @@ impl Matrix {
     /// Packs a stored matrix. `view.bytes` must be as long as its shape says (checked by [`fetch`]).
     fn pack(view: WeightView<'_>, rows: usize, width: usize, arena: &mut Arena) -> Result<Self, DeviceError> {
         let row_bytes = view.bytes.len() / rows.max(1);
-        let panel_bytes = row_bytes * LANES;
+        let panel_bytes = (row_bytes * LANES).next_multiple_of(LINE_BYTES);
         let memory = arena.take("weights", panel_bytes * rows.div_ceil(LANES))?;
         let matrix = Self {
             dtype: view.dtype,
@@ -85,13 +85,11 @@ impl Matrix {
             }
             return;
         }
+        let layout = PanelLayout::new(self.dtype);
         let mut stored = [0; 34];
         let stored = &mut stored[..self.dtype.block_bytes()];
-        for (out, block) in out
-            .chunks_exact_mut(quant::BLOCK_ELEMENTS)
-            .zip(panel.chunks_exact(block_bytes))
-        {
-            gather_block(self.dtype, block, lane, stored);
+        for (b, out) in out.chunks_exact_mut(quant::BLOCK_ELEMENTS).enumerate() {
+            gather_block(self.dtype, layout, panel, b, lane, stored);
             quant::dequantize(self.dtype, stored, out);
         }
     }
@@ -122,23 +120,54 @@ const fn byte_offset(dtype: DType) -> u8 {
     }
 }
 
+/// Where a quantized panel keeps the numbers and the lines of its blocks: all in one stream, and every line at the start
+/// of a cache line. Two headers of half a cache line lie before the lines of two blocks.
+#[derive(Clone, Copy)]
+struct PanelLayout {
+    header: usize,
+    lines: usize,
+    /// Blocks whose headers lie together.
+    together: usize,
+}
+
+impl PanelLayout {
+    fn new(dtype: DType) -> Self {
+        let header = header_bytes(dtype) * LANES;
+        Self {
+            header,
+            lines: dtype.block_bytes() * LANES - header,
+            together: LINE_BYTES / header,
+        }
+    }
+
+    fn group_at(self, block: usize) -> usize {
+        block / self.together * self.together * (self.header + self.lines)
+    }
+
+    fn header_at(self, block: usize) -> usize {
+        self.group_at(block) + block % self.together * self.header
+    }
+
+    fn lines_at(self, block: usize) -> usize {
+        self.group_at(block) + LINE_BYTES + block % self.together * self.lines
+    }
+}
+
 fn pack_row(dtype: DType, row: &[u8], panel: &mut [u8], lane: usize) {
     let block_bytes = dtype.block_bytes();
-    let blocks = row
-        .chunks_exact(block_bytes)
-        .zip(panel.chunks_exact_mut(block_bytes * LANES));
     if dtype.block_elements() == 1 {
-        for (element, column) in blocks {
+        let columns = panel.chunks_exact_mut(block_bytes * LANES);
+        for (element, column) in row.chunks_exact(block_bytes).zip(columns) {
             column[lane * block_bytes..][..block_bytes].copy_from_slice(element);
         }
         return;
     }
-    let (header, offset) = (header_bytes(dtype), byte_offset(dtype));
-    for (block, packed) in blocks {
+    let (layout, header, offset) = (PanelLayout::new(dtype), header_bytes(dtype), byte_offset(dtype));
+    for (b, block) in row.chunks_exact(block_bytes).enumerate() {
         for h in (0..header).step_by(2) {
-            packed[h * LANES + 2 * lane..][..2].copy_from_slice(&block[h..h + 2]);
+            panel[layout.header_at(b) + h * LANES + 2 * lane..][..2].copy_from_slice(&block[h..h + 2]);
         }
-        let lines = packed[header * LANES..].chunks_exact_mut(4 * LANES);
+        let lines = panel[layout.lines_at(b)..].chunks_exact_mut(4 * LANES);
         for (quads, line) in block[header..].chunks_exact(4).zip(lines) {
             for (to, from) in line[4 * lane..].iter_mut().zip(quads) {
                 *to = from.wrapping_add(offset);
@@ -147,13 +176,13 @@ fn pack_row(dtype: DType, row: &[u8], panel: &mut [u8], lane: usize) {
     }
 }
 
-/// The inverse of `pack_row` for one block.
-fn gather_block(dtype: DType, packed: &[u8], lane: usize, block: &mut [u8]) {
+/// The inverse of `pack_row` for block `b`.
+fn gather_block(dtype: DType, layout: PanelLayout, panel: &[u8], b: usize, lane: usize, block: &mut [u8]) {
     let (header, offset) = (header_bytes(dtype), byte_offset(dtype));
     for h in (0..header).step_by(2) {
-        block[h..h + 2].copy_from_slice(&packed[h * LANES + 2 * lane..][..2]);
+        block[h..h + 2].copy_from_slice(&panel[layout.header_at(b) + h * LANES + 2 * lane..][..2]);
     }
-    let lines = packed[header * LANES..].chunks_exact(4 * LANES);
+    let lines = panel[layout.lines_at(b)..].chunks_exact(4 * LANES);
     for (quads, line) in block[header..].chunks_exact_mut(4).zip(lines) {
         for (to, from) in quads.iter_mut().zip(&line[4 * lane..]) {
             *to = from.wrapping_sub(offset);
