@@ -19,6 +19,10 @@ pub(super) const CASES: &[Case] = &[
         run: draws,
     },
     Case {
+        name: "draws from long rows, flat, peaked and full of ties",
+        run: long_rows,
+    },
+    Case {
         name: "bias and penalties",
         run: penalties,
     },
@@ -207,11 +211,64 @@ fn draws(bench: &Bench<'_>) -> Result<(), ConformanceError> {
             ..base
         },
     ];
-    for plan in &plans {
+    draws_fit(bench, program.as_mut(), &rows, &plans)
+}
+
+/// Rows in which a nucleus is a handful of tokens, most of the row, or ends inside thousands of equal ones.
+fn long_rows(bench: &Bench<'_>) -> Result<(), ConformanceError> {
+    const LONG: usize = 20_003;
+    let tied = |size: f32, seed| -> Vec<f32> {
+        let mut numbers = Numbers::new(seed);
+        (0..LONG).map(|_| numbers.normal(size).round()).collect()
+    };
+    let mut one = Numbers::new(9).normals(LONG, 1.0);
+    one[LONG - 1] = 30.0;
+    let rows = vec![
+        Numbers::new(6).normals(LONG, 0.01),
+        Numbers::new(7).normals(LONG, 5.0),
+        tied(1.0, 8),
+        one,
+        vec![-3.0; LONG],
+    ];
+    let mut program = program(bench, &rows)?;
+    let base = SamplingPlan::default();
+    let plans = [
+        base.clone(),
+        SamplingPlan {
+            top_p: 0.9,
+            temperature: 0.7,
+            ..base.clone()
+        },
+        SamplingPlan {
+            top_p: 0.9,
+            ..base.clone()
+        },
+        SamplingPlan {
+            top_p: 0.999,
+            min_p: 0.3,
+            ..base.clone()
+        },
+        SamplingPlan {
+            top_k: 40,
+            top_p: 0.95,
+            ..base
+        },
+    ];
+    draws_fit(bench, program.as_mut(), &rows, &plans)
+}
+
+/// Draws with every plan from every row and compares with a full sort.
+fn draws_fit(
+    bench: &Bench<'_>,
+    program: &mut dyn LoadedProgram,
+    rows: &[Vec<f32>],
+    plans: &[SamplingPlan],
+) -> Result<(), ConformanceError> {
+    for plan in plans {
         for (row, logits) in rows.iter().enumerate() {
             let kept = kept(logits, plan);
             for uniform in [0.0, 0.1, 0.37, 0.5, 0.77, 0.9, 0.999] {
-                let outcome = sample(bench, program.as_mut(), request(row, plan, uniform))?;
+                let outcome = sample(bench, program, request(row, plan, uniform))?;
                 let got = token(bench, &outcome)?;
                 // Tokens whose interval of the cumulative distribution touches the number, give or take
                 // what f32 sums over the vocabulary are off by.

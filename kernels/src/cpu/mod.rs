@@ -28,6 +28,8 @@ mod pool;
 mod quantize_rows;
 mod rope;
 mod sampler;
+mod sampler_passes;
+mod sampler_prefix;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod simd_avx2;

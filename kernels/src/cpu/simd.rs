@@ -75,6 +75,10 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// The largest lane.
     unsafe fn max_lane(a: Self::F) -> f32;
+    /// Bit `i` is set where lane `i` of `a` is at least that of `b`; never for NaN.
+    unsafe fn at_least(a: Self::F, b: Self::F) -> u16;
+    /// `value` where `key` is at least `floor`, else 0.
+    unsafe fn keep_from(key: Self::F, floor: Self::F, value: Self::F) -> Self::F;
 
     unsafe fn to_f(a: Self::I) -> Self::F;
     /// Rounds to nearest and keeps the low byte of each lane: 16 signed bytes.

@@ -176,6 +176,19 @@ impl Simd for Avx2 {
         _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
     #[inline(always)]
+    unsafe fn at_least(a: Self::F, b: Self::F) -> u16 {
+        let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[0], b[0]));
+        let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[1], b[1]));
+        (low | (high << 8)) as u16
+    }
+    #[inline(always)]
+    unsafe fn keep_from(key: Self::F, floor: Self::F, value: Self::F) -> Self::F {
+        [
+            _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(key[0], floor[0]), value[0]),
+            _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(key[1], floor[1]), value[1]),
+        ]
+    }
+    #[inline(always)]
     unsafe fn to_f(a: Self::I) -> Self::F {
         [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])]
     }

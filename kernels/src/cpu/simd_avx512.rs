@@ -150,6 +150,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_reduce_max_ps(a)
     }
     #[inline(always)]
+    unsafe fn at_least(a: Self::F, b: Self::F) -> u16 {
+        _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b)
+    }
+    #[inline(always)]
+    unsafe fn keep_from(key: Self::F, floor: Self::F, value: Self::F) -> Self::F {
+        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(key, floor), value)
+    }
+    #[inline(always)]
     unsafe fn to_f(a: Self::I) -> Self::F {
         _mm512_cvtepi32_ps(a)
     }

@@ -134,6 +134,14 @@ impl Simd for Portable {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
+    unsafe fn at_least(a: Self::F, b: Self::F) -> u16 {
+        (0..16).fold(0, |mask, i| mask | (u16::from(a[i] >= b[i]) << i))
+    }
+    #[inline(always)]
+    unsafe fn keep_from(key: Self::F, floor: Self::F, value: Self::F) -> Self::F {
+        std::array::from_fn(|i| if key[i] >= floor[i] { value[i] } else { 0.0 })
+    }
+    #[inline(always)]
     unsafe fn to_f(a: Self::I) -> Self::F {
         a.map(|v| v as f32)
     }
