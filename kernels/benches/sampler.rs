@@ -12,7 +12,7 @@ use galerne_core::sampling::SamplingPlan;
 use galerne_kernels::conformance::{Build, Numbers};
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
 use galerne_kernels::device::{
-    Device, KvSpec, LoadOptions, LoadedProgram, Precision, SampleRequest, SequenceSlice, StepBatch,
+    Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SampleRequest, SequenceSlice, StepBatch,
     TokenCount,
 };
 use galerne_kernels::program::Instr;
@@ -35,6 +35,7 @@ fn program(row: &[f32]) -> Box<dyn LoadedProgram> {
         kv: KvSpec {
             blocks: 4,
             block_tokens: 16,
+            dtype: KvDtype::default(),
         },
         step_tokens_max: ROWS,
         sequences_max: 1,

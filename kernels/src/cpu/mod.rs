@@ -28,6 +28,7 @@ mod pool;
 mod quantize_rows;
 mod rope;
 mod sampler;
+mod sampler_ladder;
 mod sampler_passes;
 mod sampler_prefix;
 mod simd;

@@ -6,8 +6,9 @@ use galerne_core::ids::TokenId;
 use galerne_core::sampling::{Candidate, TokenLogprobs};
 
 use super::isa::Isa;
+use super::sampler_ladder::{Edge, Scale};
 use super::sampler_passes::{Clean, First, Largest, clean};
-use super::sampler_prefix::{Edge, Prefix, Scale};
+use super::sampler_prefix::Prefix;
 use super::simd::dispatch;
 use crate::device::{SampleOutcome, SampleRequest};
 
