@@ -339,6 +339,15 @@ impl Shared {
         mailbox.woken
     }
 
+    /// Looks for a wake for a while without sleeping, and leaves its core to whoever wants it meanwhile: a guest answers in
+    /// less time than it takes to wake this thread.
+    pub(crate) fn watch(&self, limit: Duration) {
+        let start = Instant::now();
+        while !self.mailbox().woken && start.elapsed() < limit {
+            std::thread::yield_now();
+        }
+    }
+
     /// Lets later calls of [`Shared::sleep`] sleep although the mailbox is not yet emptied: the runner is in
     /// the middle of a step and waits for guests only. [`Shared::take`] still finds everything.
     pub(crate) fn forget_wake(&self) {

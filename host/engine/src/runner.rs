@@ -2,13 +2,16 @@
 //! here that sleeps. Knows nothing of scheduling.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use galerne_kernels::device::{DeviceError, LoadedProgram};
 
 use crate::engine::{Engine, Step};
 use crate::handle::{EngineOptions, Shared};
 use crate::request::SequenceError;
+
+/// How long the thread watches for a guest's answer before it sleeps: several times what a quick guest takes.
+const WATCH: Duration = Duration::from_micros(100);
 
 /// What the thread owns.
 pub(crate) struct Runner {
@@ -116,6 +119,7 @@ impl Runner {
             if settle(&mut self.engine, now) == 0 {
                 return;
             }
+            self.shared.watch(WATCH.min(self.options.guest_grace));
             now = Instant::now();
             if now >= end || !self.shared.sleep(Some(end - now)) {
                 return;
