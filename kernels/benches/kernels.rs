@@ -1,21 +1,31 @@
 //! Criterion benches of the CPU device: linear maps of one and many rows for each dtype, and attention.
-//! Through the public interface, so that what is timed is what a step pays.
+//! Through the public interface, so that what is timed is what a step pays. Linear maps are also compared with what the
+//! machine allows: one row with the speed of reading the weights, many rows with that of the arithmetic.
+
+#![expect(clippy::print_stdout, reason = "benches talk to a terminal")]
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
 use galerne_core::dtype::DType;
 use galerne_core::graph::Rows;
 use galerne_core::ids::{BlockId, TokenId};
 use galerne_kernels::conformance::Build;
-use galerne_kernels::cpu::{CpuDevice, CpuOptions};
+use galerne_kernels::cpu::measure::{Arithmetic, ReadBuffer, STREAMS, gop_per_s};
+use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
 use galerne_kernels::device::{
     Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
 };
-use galerne_kernels::program::{AttentionLayer, Instr};
+use galerne_kernels::program::{AttentionLayer, Instr, WeightId};
 
 const BLOCK_TOKENS: usize = 16;
+/// Inner and outer width of the linear maps.
+const INNER: u32 = 576;
+const OUTER: u32 = 3_072;
+/// Weights of one-row runs: about a small model.
+const WEIGHT_BYTES: usize = 96 << 20;
 
 fn load(device: &CpuDevice, build: &Build, precision: Precision) -> Box<dyn LoadedProgram> {
     let options = LoadOptions {
@@ -56,18 +66,99 @@ fn step(program: &mut dyn LoadedProgram, batch: &StepBatch) {
         .expect("step");
 }
 
+/// What the machine allows with all threads: the best seen so far in this run.
+struct Limits {
+    buffer: ReadBuffer,
+    threads: NonZeroUsize,
+    read_gb_per_s: f64,
+    f32_gop_per_s: f64,
+    int8_gop_per_s: Option<f64>,
+}
+
+impl Limits {
+    fn new(threads: usize) -> Self {
+        Self {
+            buffer: ReadBuffer::new(WEIGHT_BYTES).expect("memory"),
+            threads: NonZeroUsize::new(threads).expect("a device has threads"),
+            read_gb_per_s: 0.0,
+            f32_gop_per_s: 0.0,
+            int8_gop_per_s: None,
+        }
+    }
+
+    /// Measures again beside each kernel: a machine that others use too is not the same for the length of a run.
+    fn look(&mut self) {
+        let (isa, time) = (Isa::detect(), Duration::from_millis(20));
+        for streams in STREAMS {
+            let rate = self.buffer.gb_per_s(isa, self.threads, streams, time);
+            self.read_gb_per_s = self.read_gb_per_s.max(rate);
+        }
+        let gop = |arithmetic| gop_per_s(arithmetic, isa, self.threads, time);
+        self.f32_gop_per_s = self.f32_gop_per_s.max(gop(Arithmetic::F32).unwrap_or(0.0));
+        let int8 = gop(Arithmetic::Int8);
+        self.int8_gop_per_s = [self.int8_gop_per_s, int8].into_iter().flatten().reduce(f64::max);
+    }
+
+    /// Many rows of quantized weights are multiplied as bytes unless f32 is asked for.
+    fn arithmetic(&self, dtype: DType, precision: Precision) -> (&'static str, f64) {
+        let quantized = matches!(dtype, DType::Q4_1 | DType::Q4_0 | DType::Q8_0);
+        match self.int8_gop_per_s {
+            Some(peak) if quantized && precision == Precision::Auto => ("GOP/s of int8", peak),
+            _ => ("GFLOP/s of f32", self.f32_gop_per_s),
+        }
+    }
+}
+
+/// Times steps and remembers the fastest mean.
+fn best_step(b: &mut Bencher<'_>, program: &mut dyn LoadedProgram, batch: &StepBatch, best: &mut Duration) {
+    b.iter_custom(|iterations| {
+        let begin = Instant::now();
+        for _ in 0..iterations {
+            step(program, batch);
+        }
+        let elapsed = begin.elapsed();
+        *best = (*best).min(elapsed.div_f64(iterations as f64));
+        elapsed
+    });
+}
+
+/// One program of as many equal linear maps as make up `weight_bytes`, and their number and bytes.
+fn linears(dtype: DType, weight_bytes: usize) -> (Build, usize, usize) {
+    let bytes = dtype.row_bytes((INNER * OUTER) as usize).expect("whole blocks");
+    let maps = weight_bytes.div_ceil(bytes).max(1);
+    let mut build = Build::new(1);
+    let x = build.input(INNER);
+    let out = build.buffer(Rows::Tokens, OUTER);
+    let weight = build.matrix(dtype, OUTER, INNER);
+    for map in 0..maps {
+        if map > 0 {
+            // The same numbers in memory of their own: making new ones takes longer than timing them.
+            let again = build.program.weights[weight.index()].clone();
+            build.program.weights.push(again);
+        }
+        let weight = WeightId(weight.0 + map as u32);
+        build.push(Instr::Linear {
+            x,
+            weight,
+            bias: None,
+            accumulate: false,
+            out,
+        });
+    }
+    build.program.output = out;
+    (build, maps, maps * bytes)
+}
+
 fn linear(c: &mut Criterion) {
     let device = CpuDevice::new(CpuOptions::default()).expect("device");
-    let (inner, outer) = (576, 3_072);
-    for rows in [1usize, 8, 256] {
-        let mut group = c.benchmark_group(format!("linear {inner} to {outer}, {rows} rows"));
+    let mut limits = Limits::new(device.info().threads);
+    // One row is bound by reading the weights, so they are more than the caches hold.
+    for (rows, weight_bytes) in [(1_usize, WEIGHT_BYTES), (8, 1), (256, 1)] {
+        let mut group = c.benchmark_group(format!("linear {INNER} to {OUTER}, {rows} rows"));
         group
             .sample_size(10)
             .warm_up_time(Duration::from_millis(200))
             .measurement_time(Duration::from_millis(500));
-        group.throughput(Throughput::Elements(
-            2 * u64::from(inner) * u64::from(outer) * rows as u64,
-        ));
         for dtype in [
             DType::Q4_1,
             DType::Q4_0,
@@ -76,24 +167,30 @@ fn linear(c: &mut Criterion) {
             DType::F16,
             DType::F32,
         ] {
+            let (build, maps, bytes) = linears(dtype, weight_bytes);
+            let operations = 2 * u64::from(INNER) * u64::from(OUTER) * (rows * maps) as u64;
+            group.throughput(Throughput::Elements(operations));
             for precision in [Precision::Auto, Precision::F32] {
-                let mut build = Build::new(1);
-                let x = build.input(inner);
-                let weight = build.matrix(dtype, outer, inner);
-                let out = build.buffer(Rows::Tokens, outer);
-                build.push(Instr::Linear {
-                    x,
-                    weight,
-                    bias: None,
-                    accumulate: false,
-                    out,
-                });
-                build.program.output = out;
                 let mut program = load(&device, &build, precision);
-                let batch = batch(0, rows);
+                let (batch, mut best) = (batch(0, rows), Duration::MAX);
                 group.bench_function(format!("{dtype} {precision:?}"), |b| {
-                    b.iter(|| step(program.as_mut(), &batch));
+                    best_step(b, program.as_mut(), &batch, &mut best);
                 });
+                if best == Duration::MAX {
+                    continue; // not chosen on the command line
+                }
+                limits.look();
+                let s = best.as_secs_f64();
+                let (what, rate, limit) = if rows == 1 {
+                    ("GB/s of memory", bytes as f64 / s / 1e9, limits.read_gb_per_s)
+                } else {
+                    let (what, peak) = limits.arithmetic(dtype, precision);
+                    (what, operations as f64 / s / 1e9, peak)
+                };
+                println!(
+                    "    {rate:.1}: {:.1}% of the measured {limit:.1} {what}",
+                    100.0 * rate / limit
+                );
             }
         }
     }
