@@ -14,7 +14,7 @@ use galerne_kernels::device::{
 use galerne_kernels::program::{AttentionLayer, Instr};
 
 const BLOCK_TOKENS: usize = 16;
-const REPEATS: usize = 16;
+const REPEATS: usize = 2;
 const HEADS: usize = 9;
 const KV_HEADS: usize = 3;
 const WIDTH: usize = 64;
@@ -78,12 +78,12 @@ fn main() {
     let options = LoadOptions {
         precision: Precision::Auto,
         kv: KvSpec {
-            blocks: 2_048,
+            blocks: 8_192,
             block_tokens: BLOCK_TOKENS,
             dtype: KvDtype::default(),
         },
         step_tokens_max: 512,
-        sequences_max: 32,
+        sequences_max: 128,
     };
     let repeats: [Repeat; 3] = [
         None,
@@ -98,6 +98,8 @@ fn main() {
     });
     println!("sequences tokens position  attention us  GFLOP/s  KV GB/s at 2 bytes  rope-append us");
     for (sequences, position, tokens) in [
+        (1, 1_536, 32),
+        (1, 0, 64),
         (1, 0, 512),
         (1, 512, 512),
         (1, 1_536, 512),
@@ -106,11 +108,12 @@ fn main() {
         (1, 2_048, 1),
         (16, 256, 1),
         (32, 512, 1),
+        (128, 1_000, 1),
     ] {
         let batch = batch(sequences, position, tokens);
         let mut best = [Duration::MAX; 3];
         let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(1_500) {
+        while start.elapsed() < Duration::from_millis(1_000) {
             for (best, program) in best.iter_mut().zip(&mut programs) {
                 *best = (*best).min(run(program.as_mut(), &batch));
             }

@@ -114,11 +114,13 @@ impl<T: KvElement> Attend<'_, T> {
         m: usize,
         row: usize,
     ) -> S::F {
-        let (start, end) = if ALL { (0, GROUPS) } else { (start, end) };
         let seen = self.visible(row / self.heads);
         let mut scores = [S::splat(LOWEST); GROUPS];
         let mut largest = S::splat(LOWEST);
-        for (g, kept) in scores.iter_mut().enumerate().take(end).skip(start) {
+        for (g, kept) in scores.iter_mut().enumerate() {
+            if !ALL && !(start..end).contains(&g) {
+                continue;
+            }
             let mut score = S::load(self.scratch.part(Part::Scores, m * TILE + g * LANES));
             if T::SCALED {
                 score = S::mul(score, S::load(tile.key_scales[g]));
@@ -144,7 +146,10 @@ impl<T: KvElement> Attend<'_, T> {
         let sums = self.scratch.part(Part::Sums, row * LANES);
         let mut sum = S::mul(S::load(sums), factor);
         let weights = self.scratch.part(Part::Weights, 0);
-        for (g, &score) in scores.iter().enumerate().take(end).skip(start) {
+        for (g, &score) in scores.iter().enumerate() {
+            if !ALL && !(start..end).contains(&g) {
+                continue;
+            }
             let mut weight = exp2_below_1::<S>(S::sub(score, S::splat(*maximum)));
             sum = S::add(sum, weight);
             if T::SCALED {
