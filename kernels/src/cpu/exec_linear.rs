@@ -1,13 +1,14 @@
 //! Runs a linear map with its prologue. Few rows are prepared (normed, activated, quantized) by each worker for itself,
 //! many are shared out first.
 
+use std::ops::Range;
+
 use super::elementwise::{Elementwise, elementwise};
 use super::exec::StepJob;
-use super::linear::{LinearIn, LinearOut, linear};
-use super::load::OWN_ROWS;
+use super::linear::{BLOCK, LinearIn, LinearOut, linear};
 use super::memory::Rect;
 use super::pool::{Poisoned, Worker};
-use super::quantize_rows::{QuantRows, quantize_row};
+use super::quantize_rows::{QuantRows, QuantTile, quantize_row};
 use crate::device::Precision;
 use crate::program::{Instr, View, WeightId};
 
@@ -24,6 +25,17 @@ pub(super) struct LinearOp {
     pub(super) out: View,
 }
 
+/// Rows whose inputs stay in a core's second cache while all panels pass.
+fn chunk_rows(width: usize, quantized: bool) -> usize {
+    const BYTES: usize = 256 << 10;
+    let row_bytes = if quantized {
+        width / BLOCK * size_of::<QuantTile>() / QUANT_ROWS
+    } else {
+        width * size_of::<f32>()
+    };
+    (BYTES / row_bytes.max(1)).next_multiple_of(QUANT_ROWS)
+}
+
 impl StepJob {
     /// Runs the map planned at `at`; `prologue` makes its input.
     pub(super) fn linear(
@@ -38,7 +50,7 @@ impl StepJob {
         let quantized = self.loaded.options.precision == Precision::Auto
             && parts.iter().any(|part| part.matrix.dtype.block_elements() > 1);
         let mut input = None;
-        if x.rows > OWN_ROWS {
+        if x.rows > self.loaded.own_rows {
             input = Some(self.prepare_together(worker, at, x, quantized, prologue)?);
         } else if prologue.is_none() && !quantized {
             input = Some(LinearIn {
@@ -46,11 +58,24 @@ impl StepJob {
                 quant: None,
             });
         }
-        let panels = parts.iter().map(|part| part.matrix.panels()).sum();
-        worker.run(self.ticket(at, 0), panels, |range| {
+        let panels: usize = parts.iter().map(|part| part.matrix.panels()).sum();
+        let chunk = chunk_rows(x.width, quantized);
+        let chunks = x.rows.div_ceil(chunk);
+        worker.run(self.ticket(at, 0), chunks * panels, |mut units| {
             // Only with a piece in hand: nobody else can then go on and overwrite what is read.
             let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, quantized, prologue));
-            self.panels(op, input, range);
+            while !units.is_empty() {
+                let index = units.start / panels;
+                let end = units.end.min((index + 1) * panels);
+                let rows = index * chunk..((index + 1) * chunk).min(x.rows);
+                self.panels(
+                    op,
+                    input,
+                    units.start - index * panels..end - index * panels,
+                    rows,
+                );
+                units.start = end;
+            }
         })
     }
 
@@ -116,8 +141,8 @@ impl StepJob {
         }
     }
 
-    /// The outputs of some panels, counted through all parts of the weight.
-    fn panels(&self, op: LinearOp, input: LinearIn, range: std::ops::Range<usize>) {
+    /// The outputs of some panels, counted through all parts of the weight, for some rows.
+    fn panels(&self, op: LinearOp, input: LinearIn, range: Range<usize>, rows: Range<usize>) {
         let bias = op.bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr());
         let mut first = 0;
         for part in &self.loaded.matrices[op.weight.index()] {
@@ -133,7 +158,7 @@ impl StepJob {
                 };
                 let panels = mine.start - first..mine.end - first;
                 // SAFETY: each panel is handed to one worker; x is only read; widths were checked at load.
-                unsafe { linear(self.loaded.isa, &part.matrix, panels, input, out) };
+                unsafe { linear(self.loaded.isa, &part.matrix, panels, rows.clone(), input, out) };
             }
             first += count;
         }

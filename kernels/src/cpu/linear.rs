@@ -73,15 +73,16 @@ pub(crate) struct LinearIn {
     pub(crate) quant: Option<QuantRows>,
 }
 
-/// Computes the outputs of `panels` for all rows.
+/// Computes the outputs of `panels` for the rows `rows`, the first of which is a multiple of 8.
 ///
 /// # Safety
 /// `isa` is the machine's; `input` has rows of `matrix.width` columns that nobody writes; `out` has as many
-/// rows and the matrix's columns, and nobody else touches the columns of these panels.
+/// rows and the matrix's columns, and nobody else touches the columns of these panels in these rows.
 pub(crate) unsafe fn linear(
     isa: Isa,
     matrix: &Matrix,
     panels: Range<usize>,
+    rows: Range<usize>,
     input: LinearIn,
     out: LinearOut,
 ) {
@@ -91,24 +92,32 @@ pub(crate) unsafe fn linear(
         stride: input.float.stride,
     };
     match (matrix.dtype, input.quant) {
-        (DType::Q4_1, Some(x)) => run::<Q4_1Int8>(isa, matrix, panels, x, out),
-        (DType::Q4_0, Some(x)) => run::<Q4_0Int8>(isa, matrix, panels, x, out),
-        (DType::Q8_0, Some(x)) => run::<Q8_0Int8>(isa, matrix, panels, x, out),
-        (DType::Q4_1, None) => run::<Q4_1Exact>(isa, matrix, panels, float, out),
-        (DType::Q4_0, None) => run::<Q4_0Exact>(isa, matrix, panels, float, out),
-        (DType::Q8_0, None) => run::<Q8_0Exact>(isa, matrix, panels, float, out),
-        (DType::F32, _) => run::<F32>(isa, matrix, panels, float, out),
-        (DType::F16, _) => run::<F16>(isa, matrix, panels, float, out),
-        (DType::Bf16, _) => run::<Bf16>(isa, matrix, panels, float, out),
+        (DType::Q4_1, Some(x)) => run::<Q4_1Int8>(isa, matrix, panels, rows, x, out),
+        (DType::Q4_0, Some(x)) => run::<Q4_0Int8>(isa, matrix, panels, rows, x, out),
+        (DType::Q8_0, Some(x)) => run::<Q8_0Int8>(isa, matrix, panels, rows, x, out),
+        (DType::Q4_1, None) => run::<Q4_1Exact>(isa, matrix, panels, rows, float, out),
+        (DType::Q4_0, None) => run::<Q4_0Exact>(isa, matrix, panels, rows, float, out),
+        (DType::Q8_0, None) => run::<Q8_0Exact>(isa, matrix, panels, rows, float, out),
+        (DType::F32, _) => run::<F32>(isa, matrix, panels, rows, float, out),
+        (DType::F16, _) => run::<F16>(isa, matrix, panels, rows, float, out),
+        (DType::Bf16, _) => run::<Bf16>(isa, matrix, panels, rows, float, out),
     }
 }
 
-unsafe fn run<D: PanelDot>(isa: Isa, matrix: &Matrix, panels: Range<usize>, x: D::X, out: LinearOut) {
+unsafe fn run<D: PanelDot>(
+    isa: Isa,
+    matrix: &Matrix,
+    panels: Range<usize>,
+    rows: Range<usize>,
+    x: D::X,
+    out: LinearOut,
+) {
     dispatch(
         isa,
         LinearKernel::<D> {
             matrix,
             panels,
+            rows,
             x,
             out,
         },
@@ -118,6 +127,7 @@ unsafe fn run<D: PanelDot>(isa: Isa, matrix: &Matrix, panels: Range<usize>, x: D
 struct LinearKernel<'a, D: PanelDot> {
     matrix: &'a Matrix,
     panels: Range<usize>,
+    rows: Range<usize>,
     x: D::X,
     out: LinearOut,
 }
@@ -140,8 +150,8 @@ impl<D: PanelDot> LinearKernel<'_, D> {
     /// All rows of up to [`PANELS`] panels.
     #[inline(always)]
     unsafe fn group<S: Simd>(&self, panel: usize, panels: usize) {
-        let rows = self.out.rect.rows;
-        let mut row = 0;
+        let rows = self.rows.end;
+        let mut row = self.rows.start;
         while S::TILE_ROWS >= 8 && rows - row >= 8 {
             for p in panel..panel + panels {
                 self.tile::<S, 8>(p, row);

@@ -41,6 +41,8 @@ pub(crate) struct Loaded {
     /// For steps whose rows all workers quantize together.
     pub(crate) quant: QuantBuffer,
     pub(crate) workers: Vec<WorkerRoom>,
+    /// Rows up to which each worker prepares a linear map's input for itself.
+    pub(crate) own_rows: usize,
     /// Entries a token id must stay below, if tokens are looked up.
     pub(crate) vocabulary: Option<usize>,
     /// Entries a position must stay below, if positions are looked up.
@@ -62,9 +64,9 @@ pub(crate) struct WorkerRoom {
 }
 
 impl WorkerRoom {
-    /// Room for rows like those of `x`, at most [`OWN_ROWS`] of them.
+    /// Room for rows like those of `x`, at most [`Loaded::own_rows`] of them.
     pub(crate) fn own_rows(&self, x: Rect) -> Rect {
-        assert!(x.rows <= OWN_ROWS && x.rows * x.width * 4 <= self.rows.size_bytes());
+        assert!(x.rows * x.width * 4 <= self.rows.size_bytes());
         Rect {
             base: self.rows.f32s(),
             stride: x.width,
@@ -73,8 +75,9 @@ impl WorkerRoom {
     }
 }
 
-/// Rows up to which each worker prepares a map's input for itself: cheaper than to wait for each other.
-pub(crate) const OWN_ROWS: usize = 4;
+/// Rows times workers up to which each worker prepares a map's input for itself: cheaper than to wait for each other, and
+/// than to write cache lines that another core has read. Rows are quantized by eights: so few cannot be shared out well.
+const OWN_ROWS_TIMES_WORKERS: usize = 16;
 
 fn tickets(program: &Program) -> Vec<Ticket> {
     (0..program.ropes.len() + 2 * program.instrs.len())
@@ -129,12 +132,13 @@ impl Loaded {
             Precision::Auto => uses.quant_width,
             Precision::F32 => 0,
         };
+        let own_rows = OWN_ROWS_TIMES_WORKERS / threads;
         let workers = (0..threads).map(|_| {
             Ok(WorkerRoom {
                 attention: AttentionScratch::new(&program.layers)?,
                 mixture: MixtureScratch::new(uses.experts.max(1), uses.inner, uses.width)?,
-                rows: Memory::zeroed("linear inputs", OWN_ROWS * uses.quant_width * 4)?,
-                quant: QuantBuffer::new(OWN_ROWS, quant_width.max(uses.mixture_quant_width))?,
+                rows: Memory::zeroed("linear inputs", own_rows * uses.quant_width * 4)?,
+                quant: QuantBuffer::new(own_rows.max(1), quant_width.max(uses.mixture_quant_width))?,
             })
         });
         let vector_bytes: usize = vectors.iter().map(|v| v.len() * 4).sum();
@@ -152,6 +156,7 @@ impl Loaded {
             planned,
             quant: QuantBuffer::new(options.step_tokens_max.max(options.sequences_max), quant_width)?,
             workers: workers.collect::<Result<_, DeviceError>>()?,
+            own_rows,
             vocabulary: entries(program, &matrices, |index| index == EmbeddingIndex::Tokens, 0),
             positions: positions(program, &matrices),
             matrices,

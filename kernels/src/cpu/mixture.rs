@@ -164,7 +164,14 @@ impl Mixture<'_> {
                     quantize_row(self.isa, x, quant, 0);
                 }
                 let input = LinearIn { float: x, quant };
-                linear(self.isa, &part.matrix, 0..part.matrix.panels(), input, out);
+                linear(
+                    self.isa,
+                    &part.matrix,
+                    0..part.matrix.panels(),
+                    0..x.rows,
+                    input,
+                    out,
+                );
             }
         }
     }
