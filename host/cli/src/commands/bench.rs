@@ -13,6 +13,7 @@ use galerne_plugin::{PluginHost, PluginOptions};
 use galerne_store::store::Store;
 use serde::Serialize;
 
+use super::{bench_logits, bench_serve};
 use crate::config::{DataArgs, DeviceArgs};
 use crate::guests;
 use crate::load::{self, RunningModel};
@@ -23,7 +24,9 @@ pub(super) enum BenchCommand {
     /// Prefill, decode and batched decode of one model, without the network
     Engine(EngineBenchArgs),
     /// Streaming clients against a running server, ours or another, over plain HTTP
-    Serve(super::bench_serve::ServeBenchArgs),
+    Serve(bench_serve::ServeBenchArgs),
+    /// Write the logits of given tokens, to compare them with another engine's
+    Logits(bench_logits::LogitsArgs),
 }
 
 /// Options of `galerne bench engine`.
@@ -32,14 +35,17 @@ pub(super) struct EngineBenchArgs {
     /// Model to measure [default: the data folder's only one]
     #[arg(short, long)]
     model: Option<String>,
-    /// Prompt lengths to prefill, in tokens
-    #[arg(long, value_delimiter = ',', default_values_t = [128, 512])]
+    /// Prompt lengths to prefill, in tokens; none if nothing follows
+    #[arg(long, value_delimiter = ',', num_args = 0.., default_values_t = [128, 512, 2_048])]
     prefill: Vec<u32>,
     /// Output tokens of the decode runs
     #[arg(long, default_value = "128")]
     decode: u32,
-    /// Numbers of sequences decoded together
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32])]
+    /// Prompt tokens each sequence of the decode runs has before its output
+    #[arg(long, default_value = "16")]
+    context: u32,
+    /// Numbers of sequences decoded together; none if nothing follows
+    #[arg(long, value_delimiter = ',', num_args = 0.., default_values_t = [1, 2, 4, 8, 16, 32])]
     batch: Vec<u32>,
     /// Runs of each measurement; the median is printed with the extremes
     #[arg(long, default_value = "5")]
@@ -79,12 +85,17 @@ impl Figure {
 }
 
 pub(super) fn run(data: &DataArgs, command: BenchCommand) -> Result<()> {
-    let args = match command {
-        BenchCommand::Engine(args) => args,
-        BenchCommand::Serve(args) => return super::bench_serve::run(&args),
-    };
+    match command {
+        BenchCommand::Engine(args) => engine(data, &args),
+        BenchCommand::Serve(args) => bench_serve::run(&args),
+        BenchCommand::Logits(args) => bench_logits::run(data, &args),
+    }
+}
+
+fn engine(data: &DataArgs, args: &EngineBenchArgs) -> Result<()> {
     ensure!(args.runs > 0, "--runs: expected at least 1");
     ensure!(args.decode > 1, "--decode: expected at least 2 tokens");
+    ensure!(args.context > 0, "--context: expected at least 1 token");
     let store = Store::new(&data.folder()?);
     let name = match &args.model {
         Some(name) => name.clone(),
@@ -103,7 +114,7 @@ pub(super) fn run(data: &DataArgs, command: BenchCommand) -> Result<()> {
     let bench = Bench {
         model: &model,
         plugins: &plugins,
-        args: &args,
+        args,
     };
     let figures = bench.all()?;
     if args.json {
@@ -113,7 +124,7 @@ pub(super) fn run(data: &DataArgs, command: BenchCommand) -> Result<()> {
     Ok(())
 }
 
-fn only_model(store: &Store) -> Result<String> {
+pub(super) fn only_model(store: &Store) -> Result<String> {
     let mut models = store.list()?;
     match (models.pop(), models.is_empty()) {
         (Some(model), true) => Ok(model.name),
@@ -144,6 +155,7 @@ impl Bench<'_> {
         // The first run pays for page faults and frequency changes; it does not count.
         self.decode(1, 16, None)?;
         for &tokens in &self.args.prefill {
+            self.prefill(tokens)?;
             let rates = self.repeat(|| self.prefill(tokens))?;
             self.push(&mut figures, format!("prefill {tokens}"), rates)?;
         }
@@ -229,7 +241,7 @@ impl Bench<'_> {
                 }),
                 Some(name) => self.guest(name)?,
             };
-            begins.push(self.submit(index, 16, tokens, sampling, sender.clone())?);
+            begins.push(self.submit(index, self.args.context, tokens, sampling, sender.clone())?);
         }
         let times = collect(sequences as usize, &receiver, &begins)?;
         let from = times
@@ -248,7 +260,7 @@ impl Bench<'_> {
             .sum();
         ensure!(
             counted > 0,
-            "the sequences never decoded together; give a larger --decode or --sequences"
+            "the sequences never decoded together; give a larger --decode"
         );
         Ok(counted as f64 / (*to - *from).as_secs_f64())
     }

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod bench;
+mod bench_logits;
 mod bench_serve;
 mod chat;
 mod doctor;

@@ -1,0 +1,135 @@
+//! `cargo xtask bench peers`: Galerne and other engines in turn, on the same model file with the same threads.
+
+mod build;
+mod candle;
+mod groups;
+mod llama;
+mod machine;
+mod ours;
+mod process;
+mod report;
+mod serve;
+mod stats;
+mod truth;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Subcommand, ValueEnum};
+
+use crate::demo::{self, MODEL};
+use crate::{guests, target_dir};
+use build::Llama;
+use report::Report;
+
+#[derive(Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure against llama.cpp (built from source the first time) and others, in turn, on the demo model
+    Peers(PeersArgs),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct PeersArgs {
+    /// Alternations of each measurement
+    #[arg(long, default_value = "5")]
+    runs: NonZeroUsize,
+    /// Only these groups
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Group>,
+    /// Threads of both sides [default: all cores]
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Also write one JSON object per line of the table to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where the results go [default: benches/results/cpu-DATE.md]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// One sequence, all threads and one, and the fraction of the memory bound
+    Decode,
+    /// Prompts of 128, 512 and 2,048 tokens
+    Prefill,
+    /// 16 sequences with 256 tokens of context each
+    Batched,
+    /// Q8_0 and bf16 versions of the model
+    Formats,
+    /// 32 streaming clients over plain HTTP
+    Serve,
+    /// Peak memory
+    Memory,
+    /// Distance to the f32 logits
+    Truth,
+    /// Decode and prefill against candle
+    Candle,
+}
+
+/// What every group needs.
+struct Context {
+    galerne: PathBuf,
+    /// Data folder with the models that are measured.
+    data: PathBuf,
+    gguf: PathBuf,
+    llama: Llama,
+    runs: usize,
+    threads: usize,
+    /// What else the machine did.
+    load_before: Option<f64>,
+}
+
+/// A load average above this is worth a warning.
+const LOAD_QUIET: f64 = 0.5;
+
+pub(crate) fn run(command: &BenchCommand) -> Result<()> {
+    let BenchCommand::Peers(args) = command;
+    let peers = target_dir().join("peers");
+    std::fs::create_dir_all(&peers)?;
+    guests::build_all()?;
+    let context = Context {
+        galerne: demo::build_binary()?,
+        data: peers.join("data"),
+        gguf: demo::fetch_model()?,
+        llama: build::llama(&peers)?,
+        runs: args.runs.get(),
+        threads: args.threads.map_or_else(machine::cores, NonZeroUsize::get),
+        load_before: machine::load_average(),
+    };
+    if let Some(load) = context.load_before.filter(|load| *load > LOAD_QUIET) {
+        eprintln!("the machine is not quiet (load average {load}): the figures will say little");
+    }
+    demo::import(&context.galerne, &context.data, &context.gguf, MODEL)?;
+    let mut report = Report::default();
+    for group in Group::value_variants() {
+        if args.only.is_empty() || args.only.contains(group) {
+            measure(*group, &context, &mut report)?;
+        }
+    }
+    println!("\n{}", report.table());
+    if let Some(file) = &args.json {
+        std::fs::write(file, report.json_lines())?;
+    }
+    let out = args.out.clone().map_or_else(machine::results_file, Ok)?;
+    if let Some(folder) = out.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(&out, machine::document(&context, &report)?)?;
+    println!("written to {}", out.display());
+    Ok(())
+}
+
+fn measure(group: Group, context: &Context, report: &mut Report) -> Result<()> {
+    match group {
+        Group::Decode => groups::decode(context, report),
+        Group::Prefill => groups::prefill(context, report),
+        Group::Batched => groups::batched(context, report),
+        Group::Formats => groups::formats(context, report),
+        Group::Serve => serve::run(context, report),
+        Group::Memory => groups::memory(context, report),
+        Group::Truth => truth::run(context, report),
+        Group::Candle => candle::run(context, report),
+    }
+}
