@@ -50,6 +50,9 @@ impl PanelDot for Q8_0Int8 {
         if (*x).is_fine::<M>(lane) {
             let d = S::mul(d, S::splat(1.0 / FINE));
             for (r, sum) in sums.iter_mut().enumerate() {
+                if (*x).flags[lane + r] == 0 {
+                    continue;
+                }
                 let start = S::byte_start(i32::from((*x).fine_sums[lane + r]));
                 let dot = bytes_dot::<S>(start, &lines, (*x).fine[lane + r].as_ptr());
                 *sum = S::fma(dot, S::mul(d, S::splat((*x).scales[lane + r])), *sum);
