@@ -121,7 +121,7 @@ fn outputs(
 fn results_do_not_depend_on_batch_chunks_or_threads() {
     for isa in Isa::ALL {
         for precision in [Precision::Auto, Precision::F32] {
-            for dtype in [DType::Q4_1, DType::Q8_0, DType::Bf16] {
+            for dtype in [DType::Q4_1, DType::Q8_0, DType::Q5K, DType::Q6K, DType::Bf16] {
                 let build = Build::transformer(dtype, 2, 3);
                 let Some(one) = device(isa, 1) else { continue };
                 let Some(three) = device(isa, 3) else { continue };

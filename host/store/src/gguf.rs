@@ -90,7 +90,7 @@ pub enum GgufError {
     },
     /// A tensor has an element type the host cannot compute with.
     #[error(
-        "gguf: tensor {tensor} has type {got}, not supported yet; supported: F32, F16, BF16, Q4_0, Q4_1, Q8_0"
+        "gguf: tensor {tensor} has type {got}, not supported yet; supported: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL"
     )]
     TensorType {
         /// The tensor's name.
@@ -393,7 +393,13 @@ fn dtype_of(kind: u32) -> Option<DType> {
         1 => Some(DType::F16),
         2 => Some(DType::Q4_0),
         3 => Some(DType::Q4_1),
+        6 => Some(DType::Q5_0),
+        7 => Some(DType::Q5_1),
         8 => Some(DType::Q8_0),
+        12 => Some(DType::Q4K),
+        13 => Some(DType::Q5K),
+        14 => Some(DType::Q6K),
+        20 => Some(DType::Iq4Nl),
         30 => Some(DType::Bf16),
         _ => None,
     }
@@ -401,21 +407,15 @@ fn dtype_of(kind: u32) -> Option<DType> {
 
 /// The name of an element type the host does not compute with.
 fn type_name(kind: u32) -> Option<&'static str> {
-    const NAMES: [(u32, &str); 29] = [
-        (6, "Q5_0"),
-        (7, "Q5_1"),
+    const NAMES: [(u32, &str); 23] = [
         (9, "Q8_1"),
         (10, "Q2_K"),
         (11, "Q3_K"),
-        (12, "Q4_K"),
-        (13, "Q5_K"),
-        (14, "Q6_K"),
         (15, "Q8_K"),
         (16, "IQ2_XXS"),
         (17, "IQ2_XS"),
         (18, "IQ3_XXS"),
         (19, "IQ1_S"),
-        (20, "IQ4_NL"),
         (21, "IQ3_S"),
         (22, "IQ2_S"),
         (23, "IQ4_XS"),

@@ -425,7 +425,7 @@ pub fn write_header(
             DType::F32 => ("F32", info.shape.clone()),
             DType::F16 => ("F16", info.shape.clone()),
             DType::Bf16 => ("BF16", info.shape.clone()),
-            DType::Q4_0 | DType::Q4_1 | DType::Q8_0 => ("U8", vec![*rows, *row_bytes]),
+            _ => ("U8", vec![*rows, *row_bytes]),
         };
         let raw = RawTensor {
             dtype: dtype.to_owned(),

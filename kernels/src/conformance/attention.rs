@@ -220,7 +220,7 @@ fn dtypes(bench: &Bench<'_>) -> Result<(), ConformanceError> {
 }
 
 fn chunks(bench: &Bench<'_>) -> Result<(), ConformanceError> {
-    for dtype in [DType::F32, DType::Q4_1] {
+    for dtype in [DType::F32, DType::Q4_1, DType::Q4K, DType::Q6K] {
         let b = Build::transformer(dtype, 2, 4);
         let whole = continued(&[(0, 61)], BLOCK_TOKENS, 9);
         let expected = Reference::new(&b.program, &b.weights, BLOCK_TOKENS).step(&whole);

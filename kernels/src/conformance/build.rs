@@ -169,10 +169,15 @@ impl Build {
         self.program.output = out;
     }
 
-    /// A Llama-shaped model with logits of 50 entries at the wanted rows, fused as a lowering does it.
+    /// A Llama-shaped model with logits of 50 entries at the wanted rows, fused as a lowering does it. If rows of the
+    /// model's width are not whole blocks of `dtype`, only the widest matrix has it and the others are `Q5_0`.
     #[must_use]
     pub fn transformer(dtype: DType, layers: u32, seed: u64) -> Self {
-        let (width, ffn) = (64, 96);
+        let (width, down_dtype) = (64, dtype);
+        let (dtype, ffn) = match dtype.block_elements() {
+            256 => (DType::Q5_0, 256),
+            _ => (dtype, 96),
+        };
         let spec = AttentionLayer {
             heads: 4,
             kv_heads: 2,
@@ -244,7 +249,7 @@ impl Build {
                 function: Activation::Silu,
                 out: gate,
             });
-            let down = b.matrix(dtype, width, ffn);
+            let down = b.matrix(down_dtype, width, ffn);
             b.push(Instr::Linear {
                 x: gate,
                 weight: down,

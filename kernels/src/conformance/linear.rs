@@ -32,6 +32,30 @@ pub(super) const CASES: &[Case] = &[
         run: |bench| shapes(bench, DType::Q8_0),
     },
     Case {
+        name: "linear q5_0",
+        run: |bench| shapes(bench, DType::Q5_0),
+    },
+    Case {
+        name: "linear q5_1",
+        run: |bench| shapes(bench, DType::Q5_1),
+    },
+    Case {
+        name: "linear iq4_nl",
+        run: |bench| shapes(bench, DType::Iq4Nl),
+    },
+    Case {
+        name: "linear q4_k",
+        run: |bench| shapes(bench, DType::Q4K),
+    },
+    Case {
+        name: "linear q5_k",
+        run: |bench| shapes(bench, DType::Q5K),
+    },
+    Case {
+        name: "linear q6_k",
+        run: |bench| shapes(bench, DType::Q6K),
+    },
+    Case {
         name: "linear of parts of several dtypes, into part of a buffer",
         run: mixed_parts,
     },
@@ -47,8 +71,13 @@ const TOLERANCE: (f64, f64) = (4e-6, 1.5e-2);
 fn shapes(bench: &Bench<'_>, dtype: DType) -> Result<(), ConformanceError> {
     let plain: &[(u32, u32)] = &[(1, 1), (33, 50), (7, 17)];
     let blocks: &[(u32, u32)] = &[(32, 16), (64, 33), (96, 100), (576, 80), (32, 1)];
-    let shapes = plain.iter().filter(|_| dtype.block_elements() == 1).chain(blocks);
-    for (seed, &(inner, outer)) in shapes.enumerate() {
+    let large: &[(u32, u32)] = &[(256, 16), (512, 33), (768, 80), (256, 1)];
+    let shapes = match dtype.block_elements() {
+        1 => [plain, blocks].concat(),
+        32 => blocks.to_vec(),
+        _ => large.to_vec(),
+    };
+    for (seed, (inner, outer)) in shapes.into_iter().enumerate() {
         for (bias, accumulate) in [(false, false), (true, false), (true, true)] {
             let mut b = Build::new(seed as u64 + 1);
             let out = b.buffer(Rows::Tokens, outer);
@@ -114,18 +143,12 @@ fn mixed_parts(bench: &Bench<'_>) -> Result<(), ConformanceError> {
 
 fn embeddings(bench: &Bench<'_>) -> Result<(), ConformanceError> {
     use galerne_core::graph::EmbeddingIndex::{Constant, Positions, Tokens};
-    for dtype in [
-        DType::F32,
-        DType::F16,
-        DType::Bf16,
-        DType::Q4_0,
-        DType::Q4_1,
-        DType::Q8_0,
-    ] {
+    for dtype in DType::ALL {
+        let width = dtype.block_elements().max(64) as u32;
         for index in [Tokens, Positions(2), Constant(5)] {
             let mut b = Build::new(11);
-            let table = b.parts(&[(dtype, 37), (dtype, 13)], 64);
-            let out = b.buffer(Rows::Tokens, 64);
+            let table = b.parts(&[(dtype, 37), (dtype, 13)], width);
+            let out = b.buffer(Rows::Tokens, width);
             b.push(Instr::Embedding { table, index, out });
             b.program.output = out;
             let steps = [batch(&[(3, 4), (0, 1), (40, 3)], BLOCK_TOKENS, 5)];

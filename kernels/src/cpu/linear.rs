@@ -12,6 +12,7 @@ use std::ops::Range;
 use galerne_core::dtype::DType;
 
 use super::isa::Isa;
+use super::linear_grouped::{GroupedExact, GroupedInt8, Q4K, Q5_0, Q5_1, Q5K, Q6K};
 use super::linear_plain::{Bf16, F16, F32};
 use super::linear_q4_0::{Q4_0Exact, Q4_0Int8};
 use super::linear_q4_1::{Q4_1Exact, Q4_1Int8};
@@ -94,10 +95,20 @@ pub(crate) unsafe fn linear(
     match (matrix.dtype, input.quant) {
         (DType::Q4_1, Some(x)) => run::<Q4_1Int8>(isa, matrix, panels, rows, x, out),
         (DType::Q4_0, Some(x)) => run::<Q4_0Int8>(isa, matrix, panels, rows, x, out),
-        (DType::Q8_0, Some(x)) => run::<Q8_0Int8>(isa, matrix, panels, rows, x, out),
+        (DType::Q8_0 | DType::Iq4Nl, Some(x)) => run::<Q8_0Int8>(isa, matrix, panels, rows, x, out),
+        (DType::Q5_0, Some(x)) => run::<GroupedInt8<Q5_0>>(isa, matrix, panels, rows, x, out),
+        (DType::Q5_1, Some(x)) => run::<GroupedInt8<Q5_1>>(isa, matrix, panels, rows, x, out),
+        (DType::Q4K, Some(x)) => run::<GroupedInt8<Q4K>>(isa, matrix, panels, rows, x, out),
+        (DType::Q5K, Some(x)) => run::<GroupedInt8<Q5K>>(isa, matrix, panels, rows, x, out),
+        (DType::Q6K, Some(x)) => run::<GroupedInt8<Q6K>>(isa, matrix, panels, rows, x, out),
         (DType::Q4_1, None) => run::<Q4_1Exact>(isa, matrix, panels, rows, float, out),
         (DType::Q4_0, None) => run::<Q4_0Exact>(isa, matrix, panels, rows, float, out),
-        (DType::Q8_0, None) => run::<Q8_0Exact>(isa, matrix, panels, rows, float, out),
+        (DType::Q8_0 | DType::Iq4Nl, None) => run::<Q8_0Exact>(isa, matrix, panels, rows, float, out),
+        (DType::Q5_0, None) => run::<GroupedExact<Q5_0>>(isa, matrix, panels, rows, float, out),
+        (DType::Q5_1, None) => run::<GroupedExact<Q5_1>>(isa, matrix, panels, rows, float, out),
+        (DType::Q4K, None) => run::<GroupedExact<Q4K>>(isa, matrix, panels, rows, float, out),
+        (DType::Q5K, None) => run::<GroupedExact<Q5K>>(isa, matrix, panels, rows, float, out),
+        (DType::Q6K, None) => run::<GroupedExact<Q6K>>(isa, matrix, panels, rows, float, out),
         (DType::F32, _) => run::<F32>(isa, matrix, panels, rows, float, out),
         (DType::F16, _) => run::<F16>(isa, matrix, panels, rows, float, out),
         (DType::Bf16, _) => run::<Bf16>(isa, matrix, panels, rows, float, out),

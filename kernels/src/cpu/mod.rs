@@ -14,6 +14,7 @@ mod kv;
 mod kv_element;
 mod layout;
 mod linear;
+mod linear_grouped;
 mod linear_plain;
 mod linear_q4_0;
 mod linear_q4_1;

@@ -39,6 +39,8 @@ pub(crate) struct QuantTile {
     pub(crate) sums: [f32; TILE],
     /// Sum of the coarse codes.
     pub(crate) code_sums: [i16; TILE],
+    /// Sum of the first 16 coarse codes.
+    pub(crate) half_sums: [i16; TILE],
     /// Sum of the fine codes.
     pub(crate) fine_sums: [i16; TILE],
     /// Whether the fine codes matter.
@@ -154,7 +156,8 @@ impl QuantizeRow {
         let code = (*tile).codes[lane].as_mut_ptr();
         S::store_i8(code, coarse[0]);
         S::store_i8(code.add(16), coarse[1]);
-        let code_sum = S::sum(S::add(coarse[0], coarse[1]));
+        let half_sum = S::sum(coarse[0]);
+        let code_sum = half_sum + S::sum(coarse[1]);
         let flagged = scale > fine_from;
         let mut fine_sum = 0.0;
         if flagged {
@@ -172,6 +175,7 @@ impl QuantizeRow {
         }
         (*tile).sums[lane] = scale * (code_sum + fine_sum / FINE);
         (*tile).code_sums[lane] = code_sum as i16;
+        (*tile).half_sums[lane] = half_sum as i16;
         (*tile).fine_sums[lane] = fine_sum as i16;
         (*tile).flags[lane] = u8::from(flagged);
     }

@@ -101,6 +101,14 @@ pub(crate) trait Simd: Copy + 'static {
     /// Where a byte sum starts, given the sum of the 32 activations it will see: an instruction set that
     /// multiplies the stored `w + 128` takes `128 * x_sum` off beforehand.
     unsafe fn byte_start(x_sum: i32) -> Self::I;
+    /// The bits `mask` of each byte of `bits`, shifted left by `left` (right if negative), above those of `low`. No bit of
+    /// the mask comes from another byte.
+    unsafe fn join_bits(low: Self::B, bits: Self::B, left: i32, mask: u8) -> Self::B;
+    /// `value` in all lanes.
+    unsafe fn splat_i(value: i32) -> Self::I;
+    /// Adds to each lane the dot product of its four bytes (0 to 63) of `w` with the four signed bytes at `x`
+    /// (-127 to 127).
+    unsafe fn small_dot(sum: Self::I, w: Self::B, x: *const i8) -> Self::I;
 }
 
 /// Code written over [`Simd`]. `run` must be `inline(always)`.

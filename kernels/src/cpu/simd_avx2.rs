@@ -256,4 +256,27 @@ impl Simd for Avx2 {
     unsafe fn byte_start(_x_sum: i32) -> Self::I {
         [_mm256_setzero_si256(); 2]
     }
+    #[inline(always)]
+    unsafe fn join_bits(low: Self::B, bits: Self::B, left: i32, mask: u8) -> Self::B {
+        let mask = _mm256_set1_epi8(mask.cast_signed());
+        let join = |low, bits| {
+            let moved = if left < 0 {
+                _mm256_srlv_epi32(bits, _mm256_set1_epi32(-left))
+            } else {
+                _mm256_sllv_epi32(bits, _mm256_set1_epi32(left))
+            };
+            _mm256_or_si256(low, _mm256_and_si256(moved, mask))
+        };
+        [join(low[0], bits[0]), join(low[1], bits[1])]
+    }
+    #[inline(always)]
+    unsafe fn splat_i(value: i32) -> Self::I {
+        [_mm256_set1_epi32(value); 2]
+    }
+    #[inline(always)]
+    unsafe fn small_dot(sum: Self::I, w: Self::B, x: *const i8) -> Self::I {
+        let (x, ones) = (broadcast4(x), _mm256_set1_epi16(1));
+        let dot = |sum, w| _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
+        [dot(sum[0], w[0]), dot(sum[1], w[1])]
+    }
 }

@@ -202,4 +202,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn byte_start(x_sum: i32) -> Self::I {
         _mm512_set1_epi32(-128 * x_sum)
     }
+    #[inline(always)]
+    unsafe fn join_bits(low: Self::B, bits: Self::B, left: i32, mask: u8) -> Self::B {
+        let moved = if left < 0 {
+            _mm512_srlv_epi32(bits, _mm512_set1_epi32(-left))
+        } else {
+            _mm512_sllv_epi32(bits, _mm512_set1_epi32(left))
+        };
+        let kept = _mm512_and_si512(moved, _mm512_set1_epi8(mask.cast_signed()));
+        _mm512_or_si512(low, kept)
+    }
+    #[inline(always)]
+    unsafe fn splat_i(value: i32) -> Self::I {
+        _mm512_set1_epi32(value)
+    }
+    #[inline(always)]
+    unsafe fn small_dot(sum: Self::I, w: Self::B, x: *const i8) -> Self::I {
+        _mm512_dpbusd_epi32(sum, w, broadcast4(x))
+    }
 }

@@ -188,4 +188,19 @@ impl Simd for Portable {
     unsafe fn byte_start(x_sum: i32) -> Self::I {
         [-128 * x_sum; 16]
     }
+    #[inline(always)]
+    unsafe fn join_bits(low: Self::B, bits: Self::B, left: i32, mask: u8) -> Self::B {
+        let moved = |byte: u8| {
+            if left < 0 { byte >> -left } else { byte << left }
+        };
+        std::array::from_fn(|i| low[i] | moved(bits[i]) & mask)
+    }
+    #[inline(always)]
+    unsafe fn splat_i(value: i32) -> Self::I {
+        [value; 16]
+    }
+    #[inline(always)]
+    unsafe fn small_dot(sum: Self::I, w: Self::B, x: *const i8) -> Self::I {
+        Self::nibble_dot(sum, w, x)
+    }
 }

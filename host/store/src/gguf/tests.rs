@@ -152,6 +152,34 @@ fn every_value_type_is_read() {
     }
 }
 
+/// Numbers and sizes as `ggml.h` and `ggml-common.h` have them.
+#[test]
+fn every_block_format_is_read_in_stored_form() {
+    let formats = [
+        (2, "q4_0", 32, 18),
+        (3, "q4_1", 32, 20),
+        (6, "q5_0", 32, 22),
+        (7, "q5_1", 32, 24),
+        (8, "q8_0", 32, 34),
+        (12, "q4_k", 256, 144),
+        (13, "q5_k", 256, 176),
+        (14, "q6_k", 256, 210),
+        (20, "iq4_nl", 32, 18),
+    ];
+    for (kind, name, elements, block_bytes) in formats {
+        let mut builder = sample();
+        let stored: Vec<u8> = (0..6 * block_bytes).map(|i| (i % 251) as u8).collect();
+        builder.tensor("blocks", &[2 * elements, 3], kind, stored.clone());
+        let (bytes, _) = builder.build();
+        let gguf = read(&bytes).expect("read");
+        let tensor = &gguf.tensors["blocks"];
+        assert_eq!(tensor.info.dtype.name(), name);
+        assert_eq!(tensor.info.shape, [3, 2 * elements]);
+        assert_eq!(tensor.size_bytes, stored.len() as u64, "{name}");
+        assert_eq!(&bytes[tensor.start as usize..][..stored.len()], stored, "{name}");
+    }
+}
+
 #[test]
 fn a_file_cut_anywhere_is_an_error() {
     let (bytes, header) = sample().build();
@@ -219,8 +247,8 @@ fn lies_are_named() {
         "deep: nested arrays: 4, the limit is 3",
     );
     check_error(
-        &change(&|b| b.tensor("blk.0.attn_q.weight", &[256, 1], 12, vec![0; 144])),
-        "tensor blk.0.attn_q.weight has type Q4_K, not supported yet; supported: F32, F16",
+        &change(&|b| b.tensor("blk.0.attn_q.weight", &[256, 1], 10, vec![0; 84])),
+        "tensor blk.0.attn_q.weight has type Q2_K, not supported yet; supported: F32, F16",
     );
     check_error(
         &change(&|b| b.tensor("t", &[1], 77, vec![])),

@@ -90,7 +90,7 @@ fn tiny() -> Builder {
     b.tensor("output_norm.weight", &[32], 0, vec![1; 128]);
     b.tensor("blk.0.attn_q.weight", &[32, 32], 3, rows(32, 20));
     b.tensor("blk.0.attn_q.bias", &[32], 0, rows(32, 4));
-    b.tensor("blk.0.attn_k.weight", &[32, 16], 2, rows(16, 18));
+    b.tensor("blk.0.attn_k.weight", &[32, 16], 6, rows(16, 22));
     b.tensor("blk.0.attn_v.weight", &[32, 16], 2, rows(16, 18));
     b.tensor("blk.0.attn_output.weight", &[32, 32], 30, rows(32, 64));
     for part in ["attn_norm", "ffn_norm"] {
@@ -254,7 +254,7 @@ fn weights_keep_their_bytes_and_rope_pairs_become_halves() {
     );
     let key = get("model.layers.0.self_attn.k_proj.weight");
     assert_eq!(
-        key.bytes.chunks(18).map(|row| row[0]).collect::<Vec<u8>>(),
+        key.bytes.chunks(22).map(|row| row[0]).collect::<Vec<u8>>(),
         halves(0).collect::<Vec<u8>>()
     );
     assert_eq!(get("model.layers.0.self_attn.v_proj.weight").bytes, rows(16, 18));

@@ -37,6 +37,7 @@ fn sample() -> BTreeMap<String, WeightInfo> {
         ("wide", DType::F16, vec![2, 16]),
         ("q41", DType::Q4_1, vec![2, 64]),
         ("q80", DType::Q8_0, vec![2, 3, 32]),
+        ("q6k", DType::Q6K, vec![3, 512]),
         ("scalar", DType::F32, vec![]),
         ("empty", DType::F32, vec![0, 4]),
     ]
@@ -48,7 +49,7 @@ fn sample() -> BTreeMap<String, WeightInfo> {
 fn sample_file() -> (Vec<u8>, Vec<String>) {
     let (mut bytes, order) = write_header(&sample()).expect("header");
     assert!(bytes.len().is_multiple_of(64));
-    bytes.resize(bytes.len() + 12 + 64 + 64 + 80 + 204 + 4, 0);
+    bytes.resize(bytes.len() + 12 + 64 + 64 + 80 + 204 + 1260 + 4, 0);
     (bytes, order)
 }
 
