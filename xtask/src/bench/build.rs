@@ -1,5 +1,6 @@
 //! The peers, built from source under `target/peers` once: a file written last says that a build is whole.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -173,20 +174,29 @@ fn fetch_source(peers: &Path, home: &Path) -> Result<()> {
 
 /// The folder with cmake and ninja, of a Python environment under `peers`.
 fn build_tools(peers: &Path) -> Result<PathBuf> {
-    let home = peers.join("build-tools");
+    environment(
+        &peers.join("build-tools"),
+        &BUILD_TOOLS.join(" "),
+        &BUILD_TOOLS.map(OsStr::new),
+        "cmake and ninja with pip",
+    )
+}
+
+/// The folder of programs of a Python environment in `home`, made unless a whole one of the same `wanted` is there.
+pub(super) fn environment(home: &Path, wanted: &str, install: &[&OsStr], what: &str) -> Result<PathBuf> {
     let whole = home.join("whole");
-    let wanted = BUILD_TOOLS.join(" ");
     if !std::fs::read_to_string(&whole).is_ok_and(|made| made == wanted) {
-        let _ = std::fs::remove_dir_all(&home);
+        eprintln!("installing {what}");
+        let _ = std::fs::remove_dir_all(home);
         run(
-            Command::new(demo::python()?).args(["-m", "venv"]).arg(&home),
+            Command::new(demo::python()?).args(["-m", "venv"]).arg(home),
             "make a Python environment (on Debian: sudo apt-get install python3-venv)",
         )?;
         run(
             Command::new(home.join("bin/pip"))
                 .args(["install", "--quiet", "--disable-pip-version-check"])
-                .args(BUILD_TOOLS),
-            "install cmake and ninja with pip",
+                .args(install),
+            &format!("install {what}"),
         )?;
         std::fs::write(whole, wanted)?;
     }

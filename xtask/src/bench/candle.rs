@@ -54,7 +54,7 @@ pub(super) fn run(context: &Context, report: &mut Report) -> Result<()> {
 /// Cargo itself knows whether what is there is whole and new.
 fn build(context: &Context) -> Result<PathBuf> {
     eprintln!("building candle for this machine (the first time takes some minutes)");
-    let target = context.data.with_file_name("candle");
+    let target = context.peers.join("candle");
     let status = Command::new(cargo())
         .args(["build", "--quiet", "--release", "--locked", "--manifest-path"])
         .arg(workspace_root().join("benches/candle/Cargo.toml"))

