@@ -37,9 +37,12 @@ pub(super) struct ChatArgs {
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// 0 always takes the most likely token
+    /// 0 always takes the most likely token [default: 0.7, with a sampling guest its own]
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
+    /// Draw from the most likely tokens that reach this probability [default: 0.9, with a sampling guest its own]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
     /// Seed of the draw
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -194,7 +197,10 @@ impl<'a> Conversation<'a> {
                 body[name] = value;
             }
         };
-        set("temperature", args.temperature.map(Value::from));
+        // Small models ramble when every token may come; a program that asks over HTTP gets the API's defaults instead.
+        let unless_guest = |value| args.sampler.is_none().then_some(value);
+        set("temperature", args.temperature.or(unless_guest(0.7)).map(Value::from));
+        set("top_p", args.top_p.or(unless_guest(0.9)).map(Value::from));
         set("seed", args.seed.map(Value::from));
         set("max_tokens", args.max_tokens.map(Value::from));
         set(
