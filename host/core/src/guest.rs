@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
+use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use crate::ids::TokenId;
 use crate::sampling::{Candidate, PlanError, SamplingPlan};
 
@@ -56,6 +57,18 @@ pub enum GuestError {
         guest: String,
         /// What is wrong with it.
         error: PlanError,
+    },
+    /// The guest's answer is not one its contract allows.
+    #[error("guest \"{guest}\" answered {call} with {got}; expected {expected}")]
+    Answer {
+        /// The guest's name.
+        guest: String,
+        /// The called function.
+        call: &'static str,
+        /// What the contract asks for.
+        expected: &'static str,
+        /// What came.
+        got: String,
     },
     /// The file is not a component of the expected world.
     #[error("guest \"{guest}\" does not fit the world {world}: {reason}")]
@@ -150,4 +163,41 @@ pub trait ChatParser: Send {
     /// # Errors
     /// As for [`push`](Self::push).
     fn finish(&mut self) -> Result<Vec<Delta>, ChatError>;
+}
+
+/// A filter guest that is loaded and can serve requests.
+pub trait FilterFactory: Send + Sync {
+    /// A session for one request and its answer. `params_json` is what the deployment gives this filter, `{}` if
+    /// nothing. Blocks for at most the per-request deadline.
+    ///
+    /// # Errors
+    /// The guest refused the parameters, trapped or ran late.
+    fn session(&self, params_json: &str, info: &RequestInfo) -> Result<Box<dyn FilterSession>, GuestError>;
+}
+
+/// A filter's state for one request and its answer. Calls block: [`on_request`](Self::on_request) for at most the
+/// per-request deadline, the others for at most the per-token deadline. After its first error, which may be a refusal,
+/// a session answers every call with that error.
+pub trait FilterSession: Send {
+    /// Decides on the request. Called once, before any text.
+    ///
+    /// # Errors
+    /// The filter refuses the request; or the guest trapped, ran late, exceeded a limit, or its rewritten request
+    /// is empty or has an unknown role.
+    fn on_request(&mut self, request: &FilterRequest) -> Result<Verdict, FilterError>;
+
+    /// The text that may be let out now that `text` came on `channel`; what the filter holds back comes with a later
+    /// call. Empty text lets out nothing and calls nobody.
+    ///
+    /// # Errors
+    /// The filter refuses the answer; or the guest failed, also by holding back or letting out more than its limits.
+    /// Then nothing of this answer may be let out any more, on any channel.
+    fn on_text(&mut self, channel: Channel, text: &str) -> Result<String, FilterError>;
+
+    /// What is let out at the end of `channel`, in place of all that was held back. Called once for every channel that
+    /// had text, and for [`Channel::Content`] in any case; no text of the channel follows.
+    ///
+    /// # Errors
+    /// As for [`on_text`](Self::on_text).
+    fn finish(&mut self, channel: Channel) -> Result<String, FilterError>;
 }

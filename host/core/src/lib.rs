@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod dtype;
+pub mod filter;
 pub mod graph;
 pub mod guest;
 pub mod ids;

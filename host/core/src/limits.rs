@@ -46,9 +46,13 @@ pub struct GuestLimits {
     pub handles_max: usize,
     /// Host memory one call may cause to be allocated by the values it passes.
     pub call_alloc_bytes_max: usize,
-    /// A per-token call (`plan`, `choose`, a parser's `push`).
+    /// Text a filter may hold back in one request, all channels together.
+    pub held_bytes_max: usize,
+    /// Text a filter may let out in one request, all channels together.
+    pub filtered_bytes_max: usize,
+    /// A per-token call (`plan`, `choose`, a parser's `push`, a filter's `on-text` and `finish`).
     pub step_deadline: Duration,
-    /// A per-request call (`render`, creating a session).
+    /// A per-request call (`render`, creating a session, a filter's `on-request`).
     pub request_deadline: Duration,
     /// A per-model call (`build`).
     pub build_deadline: Duration,
@@ -63,6 +67,8 @@ impl Default for GuestLimits {
             table_elements_max: 10_000,
             handles_max: 64,
             call_alloc_bytes_max: 16 << 20,
+            held_bytes_max: 64 << 10,
+            filtered_bytes_max: 8 << 20,
             step_deadline: Duration::from_millis(100),
             request_deadline: Duration::from_millis(500),
             build_deadline: Duration::from_secs(5),

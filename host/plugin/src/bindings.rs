@@ -1,4 +1,4 @@
-//! Generated bindings of the three worlds, from `wit/`. Nothing else; conversions are in `convert/`.
+//! Generated bindings of the four worlds, from `wit/`. Nothing else; conversions are in `convert/`.
 
 /// `galerne:model/model@0.1.0`
 pub(crate) mod model {
@@ -21,5 +21,13 @@ pub(crate) mod sampling {
     wasmtime::component::bindgen!({
         path: "../../wit/sampling/0.1.0",
         world: "sampler",
+    });
+}
+
+/// `galerne:filter/filter@0.1.0`
+pub(crate) mod filter {
+    wasmtime::component::bindgen!({
+        path: "../../wit/filter/0.1.0",
+        world: "filter",
     });
 }

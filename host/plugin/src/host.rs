@@ -10,6 +10,7 @@ use wasmtime::component::InstancePre;
 use crate::chat::ChatGuest;
 use crate::compile::Compiler;
 use crate::errors::PluginError;
+use crate::filter::FilterGuest;
 use crate::instance::GuestCore;
 use crate::limiter::StoreState;
 use crate::model::ModelGuest;
@@ -24,8 +25,8 @@ pub struct PluginOptions {
     pub limits: GuestLimits,
     /// Threads that answer samplers' questions, 1 to 64.
     pub workers: usize,
-    /// Guest instances that may live at once: one per sampling session, one per chat parser, one per running call.
-    /// Each reserves 4 GiB of address space (not memory), so that bounds checks cost nothing.
+    /// Guest instances that may live at once: one per sampling session, chat parser and filter session, and
+    /// one per running call. Each reserves 4 GiB of address space (not memory), so that bounds checks cost nothing.
     pub instances_max: u32,
     /// Most candidates a sampler may ask to see.
     pub candidates_max: usize,
@@ -125,6 +126,15 @@ impl PluginHost {
     pub fn load_sampler(&self, name: &str, component: &[u8]) -> Result<SamplerGuest, GuestError> {
         let (core, pre) = self.load(name, "galerne:sampling/sampler@0.1.0", component)?;
         SamplerGuest::new(core, pre)
+    }
+
+    /// Loads a component of the world `galerne:filter/filter@0.1.0`. `name` is for messages.
+    ///
+    /// # Errors
+    /// Too large, no component, or it does not fit the world.
+    pub fn load_filter(&self, name: &str, component: &[u8]) -> Result<FilterGuest, GuestError> {
+        let (core, pre) = self.load(name, "galerne:filter/filter@0.1.0", component)?;
+        FilterGuest::new(core, pre)
     }
 
     fn load(

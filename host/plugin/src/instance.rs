@@ -101,6 +101,25 @@ impl GuestCore {
         }
     }
 
+    /// The guest's answer is not one its contract allows.
+    pub(crate) fn bad_answer(&self, call: &'static str, expected: &'static str, got: &str) -> GuestError {
+        GuestError::Answer {
+            guest: self.name.to_string(),
+            call,
+            expected,
+            got: bounded(got),
+        }
+    }
+
+    /// The guest went past a limit that the host counts itself.
+    pub(crate) fn over_limit(&self, call: &'static str, limit: String) -> GuestError {
+        GuestError::Limit {
+            guest: self.name.to_string(),
+            call,
+            limit,
+        }
+    }
+
     /// Something of this host went wrong in the guest's call.
     pub(crate) fn host_bug(&self, call: &'static str, bug: &str) -> GuestError {
         tracing::error!(guest = %self.name, call, bug, "bug of the host in a guest's call");

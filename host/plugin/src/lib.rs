@@ -1,6 +1,7 @@
 //! Runs guests: the only crate that knows wasmtime. Knows no engine, no HTTP, no files and no tokenizer.
 //!
-//! A guest is a component of one of three worlds (see `wit/`): [`ModelGuest`], [`ChatGuest`] or [`SamplerGuest`].
+//! A guest is a component of one of four worlds (see `wit/`): [`ModelGuest`], [`ChatGuest`], [`SamplerGuest`] or
+//! [`FilterGuest`].
 //! [`PluginHost`] compiles and links it; each call then runs in a store with limits of its own:
 //!
 //! - **Time**: a deadline per call. One thread advances the epoch every 10 ms while guests exist, and compiled
@@ -31,6 +32,7 @@ mod chat;
 mod compile;
 mod convert;
 mod errors;
+mod filter;
 mod host;
 mod instance;
 mod limiter;
@@ -41,6 +43,7 @@ mod workers;
 
 pub use chat::ChatGuest;
 pub use errors::PluginError;
+pub use filter::FilterGuest;
 pub use host::{PluginHost, PluginOptions};
 pub use model::ModelGuest;
 pub use sampler::SamplerGuest;

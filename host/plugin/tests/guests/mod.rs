@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses some of these")]
 
 pub(crate) mod expect;
+pub(crate) mod filter;
 
 use std::path::Path;
 use std::sync::Arc;
