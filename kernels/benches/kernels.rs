@@ -12,6 +12,7 @@ use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main}
 use galerne_core::dtype::DType;
 use galerne_core::graph::Rows;
 use galerne_core::ids::{BlockId, TokenId};
+use galerne_core::weights::WeightSource as _;
 use galerne_kernels::conformance::Build;
 use galerne_kernels::cpu::measure::{Arithmetic, ReadBuffer, STREAMS, gop_per_s};
 use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
@@ -88,7 +89,7 @@ impl Limits {
 
     /// Measures again beside each kernel: a machine that others use too is not the same for the length of a run.
     fn look(&mut self) {
-        let (isa, time) = (Isa::detect(), Duration::from_millis(20));
+        let (isa, time) = (Isa::detect(), Duration::from_millis(50));
         for streams in STREAMS {
             let rate = self.buffer.gb_per_s(isa, self.threads, streams, time);
             self.read_gb_per_s = self.read_gb_per_s.max(rate);
@@ -132,8 +133,20 @@ fn linears(dtype: DType, weight_bytes: usize) -> (Build, usize, usize) {
     let weight = build.matrix(dtype, OUTER, INNER);
     for map in 0..maps {
         if map > 0 {
-            // The same numbers in memory of their own: making new ones takes longer than timing them.
-            let again = build.program.weights[weight.index()].clone();
+            // The same numbers under a name of their own, so in memory of their own: making new ones takes longer than
+            // timing them.
+            let mut again = build.program.weights[weight.index()].clone();
+            let name = format!("{} again {map}", again.parts[0]);
+            let (shape, bytes) = {
+                let stored = build
+                    .weights
+                    .weight(&again.parts[0])
+                    .expect("in memory")
+                    .expect("just made");
+                (stored.shape.to_vec(), stored.bytes.to_vec())
+            };
+            build.weights.insert_bytes(&name, dtype, &shape, bytes);
+            again.parts[0] = name;
             build.program.weights.push(again);
         }
         let weight = WeightId(weight.0 + map as u32);

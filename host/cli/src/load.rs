@@ -10,6 +10,7 @@ use galerne_core::validate::{ValidGraph, validate};
 use galerne_core::weights::WeightSource as _;
 use galerne_engine::handle::{self, EngineHandle, EngineOptions};
 use galerne_engine::lowering::lower;
+use galerne_kernels::cpu::trim_heap;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
 use galerne_kernels::device::{Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, MemoryUse};
 use galerne_kernels::program::Program;
@@ -125,6 +126,7 @@ pub fn load_program(
         ..EngineLimits::default()
     };
     let context_tokens_max = program.context_tokens_max;
+    trim_heap();
     let program = device.load(&program, &package.weights()?, options)?;
     Ok(LoadedModel {
         program,
@@ -167,10 +169,11 @@ pub fn start(
     args: &DeviceArgs,
 ) -> Result<RunningModel> {
     let name = &package.manifest().name;
-    let model =
-        load_program(package, plugins, device, args).with_context(|| format!("load model \"{name}\""))?;
+    // The small things first: what reading them takes for a moment is free again when the weights come.
     let tokenizer = package.tokenizer()?;
     let chat = plugins.load_chat(&format!("{name}/chat"), &package.chat()?)?;
+    let model =
+        load_program(package, plugins, device, args).with_context(|| format!("load model \"{name}\""))?;
     let memory = model.program.memory();
     let engine = handle::start(
         model.program,

@@ -1,7 +1,7 @@
 //! Packages on disk, importers, tokenizers. Must not know wasm runtimes, devices, HTTP or a terminal.
 //!
 //! - [`store`]: the data folder and the models in it.
-//! - [`package`]: one model's folder, opened for use; its weights mapped into memory.
+//! - [`package`]: one model's folder, opened for use.
 //! - [`import`]: from a GGUF file or a Hugging Face folder to a package.
 //! - [`tokenizer`]: text to ids and back.
 //! - [`gguf`] and [`tensor_file`]: readers of foreign bytes. Every count and offset is checked before it is used.
@@ -10,8 +10,8 @@ mod digest;
 pub mod gguf;
 pub mod import;
 pub mod manifest;
-mod mapped;
 pub mod package;
 pub mod store;
 pub mod tensor_file;
 pub mod tokenizer;
+mod weights;

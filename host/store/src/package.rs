@@ -9,7 +9,7 @@ use galerne_core::ids::TokenId;
 use galerne_core::limits::GuestLimits;
 
 pub use crate::manifest::{ChatManifest, Manifest};
-pub use crate::mapped::MappedWeights;
+pub use crate::weights::PackageWeights;
 
 use crate::digest;
 use crate::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, is_valid_name};
@@ -229,13 +229,13 @@ impl Package {
         self.read(CHAT_FILE, GuestLimits::default().component_bytes_max as u64)
     }
 
-    /// The weights, mapped into memory, their headers checked.
+    /// The weights, to be read one by one, their headers checked.
     ///
     /// # Errors
     /// Names the file, and the tensor at fault.
-    pub fn weights(&self) -> Result<MappedWeights, PackageError> {
+    pub fn weights(&self) -> Result<PackageWeights, PackageError> {
         let paths: Vec<PathBuf> = self.weight_files().map(|name| self.dir.join(name)).collect();
-        MappedWeights::open(&paths)
+        PackageWeights::open(&paths)
     }
 
     /// Bytes of all files of the package.

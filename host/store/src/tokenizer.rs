@@ -1,7 +1,7 @@
 //! Text to token ids and back. Wraps the `tokenizers` crate and must not know packages, chat formats or HTTP.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use galerne_core::chat::Segment;
 use galerne_core::ids::TokenId;
@@ -54,8 +54,9 @@ pub enum TokenizerError {
 pub struct Tokenizer {
     /// Treats the spelling of special tokens as plain text.
     plain: tokenizers::Tokenizer,
-    /// Parses special tokens out of the text.
-    parsing: tokenizers::Tokenizer,
+    /// Parses special tokens out of the text. Made when first asked for: a copy takes ten megabytes or more, and chats
+    /// need none.
+    parsing: OnceLock<tokenizers::Tokenizer>,
     spelling: Spelling,
 }
 
@@ -85,19 +86,18 @@ impl Tokenizer {
     /// # Errors
     /// If it is not a tokenizer, or its vocabulary is larger than [`GraphLimits::vocabulary_max`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let mut parsing = tokenizers::Tokenizer::from_bytes(bytes)
+        let mut plain = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| TokenizerError::Parse(error.to_string()))?;
         // A file may carry the training run's truncation and padding; prompts must be neither cut nor filled.
-        parsing
+        plain
             .with_truncation(None)
             .map_err(|error| TokenizerError::Parse(error.to_string()))?;
-        parsing.with_padding(None);
-        let spelling = Spelling::new(&parsing, bytes, GraphLimits::default().vocabulary_max)?;
-        let mut plain = parsing.clone();
+        plain.with_padding(None);
         plain.set_encode_special_tokens(true);
+        let spelling = Spelling::new(&plain, bytes, GraphLimits::default().vocabulary_max)?;
         Ok(Self {
             plain,
-            parsing,
+            parsing: OnceLock::new(),
             spelling,
         })
     }
@@ -125,7 +125,12 @@ impl Tokenizer {
     /// # Errors
     /// If the text cannot be tokenized.
     pub fn encode_special(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
-        encode_with(&self.parsing, text)
+        let parsing = self.parsing.get_or_init(|| {
+            let mut parsing = self.plain.clone();
+            parsing.set_encode_special_tokens(false);
+            parsing
+        });
+        encode_with(parsing, text)
     }
 
     /// The ids of a rendered prompt. Adjacent text segments are joined first, so that the cut between them leaves no
@@ -180,7 +185,7 @@ impl Tokenizer {
     /// The token with exactly this spelling in the vocabulary file.
     #[must_use]
     pub fn token_id(&self, name: &str) -> Option<TokenId> {
-        self.parsing.token_to_id(name).map(TokenId)
+        self.plain.token_to_id(name).map(TokenId)
     }
 
     /// Largest token id plus one.
@@ -228,8 +233,8 @@ impl Tokenizer {
     /// The token this tokenizer's own post-processing puts before a text, if it does.
     #[must_use]
     pub fn own_prefix(&self) -> Option<TokenId> {
-        let with = self.parsing.encode_fast("a", true).ok()?;
-        let without = self.parsing.encode_fast("a", false).ok()?;
+        let with = self.plain.encode_fast("a", true).ok()?;
+        let without = self.plain.encode_fast("a", false).ok()?;
         let first = *with.get_ids().first()?;
         (without.get_ids().first() != Some(&first)).then_some(TokenId(first))
     }

@@ -112,6 +112,7 @@ fn the_demo_model_imports_and_its_tokenizer_matches_the_goldens() {
     ] {
         let weight = weights
             .weight(name)
+            .expect("read")
             .unwrap_or_else(|| panic!("{name} is missing"));
         assert_eq!((weight.dtype, weight.shape), (dtype, shape), "{name}");
     }

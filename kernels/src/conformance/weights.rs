@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use galerne_core::dtype::DType;
-use galerne_core::weights::{WeightIndex, WeightInfo, WeightSource, WeightView};
+use galerne_core::weights::{WeightIndex, WeightInfo, WeightReadError, WeightSource, WeightView};
 
 use crate::quant;
 
@@ -33,24 +33,25 @@ impl MemoryWeights {
     /// All elements of a tensor as stored, in f32; empty if there is none of this name.
     #[must_use]
     pub fn dequantized(&self, name: &str) -> Vec<f32> {
-        let Some(view) = self.weight(name) else {
+        let Ok(Some(view)) = self.weight(name) else {
             return vec![];
         };
         let mut values = vec![0.0; view.shape.iter().product::<u64>() as usize];
-        quant::dequantize(view.dtype, view.bytes, &mut values);
+        quant::dequantize(view.dtype, &view.bytes, &mut values);
         values
     }
 }
 
 impl WeightSource for MemoryWeights {
-    fn weight(&self, name: &str) -> Option<WeightView<'_>> {
-        let info = self.index.tensors.get(name)?;
-        let bytes = self.bytes.get(name)?;
-        Some(WeightView {
+    fn weight(&self, name: &str) -> Result<Option<WeightView<'_>>, WeightReadError> {
+        let (Some(info), Some(bytes)) = (self.index.tensors.get(name), self.bytes.get(name)) else {
+            return Ok(None);
+        };
+        Ok(Some(WeightView {
             dtype: info.dtype,
             shape: &info.shape,
-            bytes,
-        })
+            bytes: bytes.into(),
+        }))
     }
 
     fn index(&self) -> &WeightIndex {

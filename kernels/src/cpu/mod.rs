@@ -42,3 +42,4 @@ mod weights;
 
 pub use device::{CpuDevice, CpuOptions};
 pub use isa::Isa;
+pub use memory::trim_heap;

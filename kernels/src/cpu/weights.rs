@@ -37,7 +37,12 @@ pub(crate) struct Matrix {
 
 impl Matrix {
     /// Packs a stored matrix. `view.bytes` must be as long as its shape says (checked by [`fetch`]).
-    fn pack(view: WeightView<'_>, rows: usize, width: usize, arena: &mut Arena) -> Result<Self, DeviceError> {
+    fn pack(
+        view: &WeightView<'_>,
+        rows: usize,
+        width: usize,
+        arena: &mut Arena,
+    ) -> Result<Self, DeviceError> {
         let row_bytes = view.bytes.len() / rows.max(1);
         let dtype = match view.dtype {
             DType::Iq4Nl => DType::Q8_0,
@@ -228,11 +233,11 @@ pub(crate) fn fetch<'a>(
             got,
         })
     };
-    let Some(view) = source.weight(name) else {
-        return fail(
-            format!("a tensor of inner width {width}"),
-            "no tensor of this name".into(),
-        );
+    let expected = || format!("a tensor of inner width {width}");
+    let view = match source.weight(name) {
+        Ok(Some(view)) => view,
+        Ok(None) => return fail(expected(), "no tensor of this name".into()),
+        Err(error) => return fail(expected(), error.to_string()),
     };
     let (rows, inner) = match *view.shape {
         [inner] => (1, inner as usize),
@@ -274,7 +279,7 @@ pub(crate) fn load_matrix(
             got: format!("inner width {inner}"),
         });
     }
-    Matrix::pack(view, rows, inner, arena)
+    Matrix::pack(&view, rows, inner, arena)
 }
 
 /// Loads a vector in f32: all parts of a spec joined.
@@ -285,7 +290,7 @@ pub(crate) fn load_vector(source: &dyn WeightSource, spec: &WeightSpec) -> Resul
         let (view, rows, inner) = fetch(source, name, elements)?;
         let start = joined.len();
         joined.resize(start + rows * inner, 0.0);
-        quant::dequantize(view.dtype, view.bytes, &mut joined[start..]);
+        quant::dequantize(view.dtype, &view.bytes, &mut joined[start..]);
     }
     if joined.len() != elements {
         return Err(DeviceError::Weight {
@@ -312,9 +317,9 @@ mod tests {
             let view = WeightView {
                 dtype,
                 shape: &[rows as u64, width as u64],
-                bytes: &bytes,
+                bytes: bytes.as_slice().into(),
             };
-            let matrix = Matrix::pack(view, rows, width, &mut Arena::default()).unwrap();
+            let matrix = Matrix::pack(&view, rows, width, &mut Arena::default()).unwrap();
             let row_bytes = dtype.row_bytes(width).unwrap();
             for r in 0..rows {
                 let (mut expected, mut got) = (vec![0.0; width], vec![0.0; width]);

@@ -199,7 +199,10 @@ impl<'a> Conversation<'a> {
         };
         // Small models ramble when every token may come; a program that asks over HTTP gets the API's defaults instead.
         let unless_guest = |value| args.sampler.is_none().then_some(value);
-        set("temperature", args.temperature.or(unless_guest(0.7)).map(Value::from));
+        set(
+            "temperature",
+            args.temperature.or(unless_guest(0.7)).map(Value::from),
+        );
         set("top_p", args.top_p.or(unless_guest(0.9)).map(Value::from));
         set("seed", args.seed.map(Value::from));
         set("max_tokens", args.max_tokens.map(Value::from));

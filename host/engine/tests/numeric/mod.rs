@@ -10,7 +10,7 @@ pub mod program;
 use std::collections::BTreeMap;
 
 use galerne_core::dtype::DType;
-use galerne_core::weights::{WeightIndex, WeightInfo, WeightSource, WeightView};
+use galerne_core::weights::{WeightIndex, WeightInfo, WeightReadError, WeightSource, WeightView};
 
 /// Weights in memory, f32, small and different for every name.
 #[derive(Debug, Default)]
@@ -61,13 +61,15 @@ impl Weights {
 }
 
 impl WeightSource for Weights {
-    fn weight(&self, name: &str) -> Option<WeightView<'_>> {
-        let info = self.index.tensors.get(name)?;
-        Some(WeightView {
+    fn weight(&self, name: &str) -> Result<Option<WeightView<'_>>, WeightReadError> {
+        let (Some(info), Some(bytes)) = (self.index.tensors.get(name), self.bytes.get(name)) else {
+            return Ok(None);
+        };
+        Ok(Some(WeightView {
             dtype: info.dtype,
             shape: &info.shape,
-            bytes: self.bytes.get(name)?,
-        })
+            bytes: bytes.into(),
+        }))
     }
 
     fn index(&self) -> &WeightIndex {
