@@ -79,9 +79,9 @@ impl WorkerRoom {
 /// than to write cache lines that another core has read. Rows are quantized by eights: so few cannot be shared out well.
 const OWN_ROWS_TIMES_WORKERS: usize = 16;
 
-fn tickets(program: &Program) -> Vec<Ticket> {
+fn tickets(program: &Program, workers: usize) -> Vec<Ticket> {
     (0..program.ropes.len() + 2 * program.instrs.len())
-        .map(|_| Ticket::default())
+        .map(|_| Ticket::new(workers))
         .collect()
 }
 
@@ -152,7 +152,7 @@ impl Loaded {
                 .iter()
                 .map(|spec| RopeTable::new(spec, options.step_tokens_max))
                 .collect::<Result<_, _>>()?,
-            tickets: [tickets(program), tickets(program)],
+            tickets: [tickets(program, threads), tickets(program, threads)],
             planned,
             quant: QuantBuffer::new(options.step_tokens_max.max(options.sequences_max), quant_width)?,
             workers: workers.collect::<Result<_, DeviceError>>()?,

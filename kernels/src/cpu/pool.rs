@@ -1,7 +1,7 @@
 //! Threads that work through one task together: whoever submits it and the pool's own. Knows nothing of programs.
 //!
 //! A task is one function that every worker runs with its own index. It is cut into phases, each with a
-//! [`Ticket`] that hands out its units piecewise and counts those done. Workers wait for the units of a phase, not for
+//! [`Ticket`] that hands out its units and counts those done. Workers wait for the units of a phase, not for
 //! each other: one that the system has put to sleep, or that comes late, holds nobody up unless it has a piece in hand.
 
 use std::num::NonZeroUsize;
@@ -49,50 +49,111 @@ impl Worker<'_> {
         units: usize,
         mut part: impl FnMut(Range<usize>),
     ) -> Result<(), Poisoned> {
-        while let Some(piece) = ticket.claim(units, self.count) {
+        let mut finished = 0;
+        while let Some(piece) = ticket.claim(self.index, units) {
+            finished += piece.len();
+            part(piece);
+        }
+        self.finish(ticket, finished, units);
+        while let Some(piece) = ticket.steal(self.index, units) {
             let count = piece.len();
             part(piece);
-            // Sequentially consistent with the sleepers' count: either a sleeper sees the units done, or this
-            // thread sees the sleeper.
-            if ticket.done.fetch_add(count, Ordering::SeqCst) + count == units {
-                self.meeting.wake_sleepers();
-            }
+            self.finish(ticket, count, units);
         }
-        self.meeting.wait(|| ticket.done.load(Ordering::SeqCst) >= units)
+        self.meeting
+            .wait(|| ticket.done.0.load(Ordering::SeqCst) >= units)
+    }
+
+    /// Tells the others that so many units more are done.
+    fn finish(&self, ticket: &Ticket, count: usize, units: usize) {
+        // Sequentially consistent with the sleepers' count: either a sleeper sees the units done, or this thread sees
+        // the sleeper.
+        if count > 0 && ticket.done.0.fetch_add(count, Ordering::SeqCst) + count == units {
+            self.meeting.wake_sleepers();
+        }
     }
 }
 
-/// Hands out the units of one phase: large pieces first, so that claims are few and the ends are even.
+/// Hands out the units of one phase. Each worker has a share of its own, always the same one, so that what it reads and
+/// writes stays in its core's cache and no other core is asked; whoever is through helps the others from the end of theirs.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    shares: Box<[Share]>,
+    done: Done,
+}
+
+/// Units of one worker's share that are taken: from its start (low half) and from its end (high half).
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(crate) struct Ticket {
-    taken: AtomicUsize,
-    done: AtomicUsize,
-}
+struct Share(AtomicU64);
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Done(AtomicUsize);
 
 impl Ticket {
-    /// Before a task. Nobody may be in a task that uses it.
-    pub(crate) fn reset(&self) {
-        self.taken.store(0, Ordering::Relaxed);
-        self.done.store(0, Ordering::Relaxed);
+    /// For a pool of so many workers.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            shares: (0..workers).map(|_| Share::default()).collect(),
+            done: Done::default(),
+        }
     }
 
-    /// The next units of `0 .. total`, or `None` if all are taken.
-    fn claim(&self, total: usize, workers: usize) -> Option<Range<usize>> {
-        let mut taken = self.taken.load(Ordering::Relaxed);
+    /// Before a task. Nobody may be in a task that uses it.
+    pub(crate) fn reset(&self) {
+        for share in &self.shares {
+            share.0.store(0, Ordering::Relaxed);
+        }
+        self.done.0.store(0, Ordering::Relaxed);
+    }
+
+    /// The units of a worker's share of `0 .. total`.
+    fn share(&self, worker: usize, total: usize) -> Range<usize> {
+        let workers = self.shares.len();
+        worker * total / workers..(worker + 1) * total / workers
+    }
+
+    /// The next units of a worker's own share, or `None` if all are taken.
+    fn claim(&self, worker: usize, total: usize) -> Option<Range<usize>> {
+        let share = self.share(worker, total);
+        let alone = self.shares.len() == 1;
+        let (front, _, piece) = self.take(worker, share.len(), 0, |left| {
+            // Large pieces first: few claims, and enough left for others to help with.
+            if alone { left } else { left.div_ceil(2) }
+        })?;
+        Some(share.start + front..share.start + front + piece)
+    }
+
+    /// Units that another worker has not begun, or `None` if there are none.
+    fn steal(&self, thief: usize, total: usize) -> Option<Range<usize>> {
+        let workers = self.shares.len();
+        (1..workers).find_map(|step| {
+            let worker = (thief + step) % workers;
+            let share = self.share(worker, total);
+            let (_, back, piece) = self.take(worker, share.len(), 32, |left| left.div_ceil(2))?;
+            Some(share.end - back - piece..share.end - back)
+        })
+    }
+
+    /// Takes `piece(left)` units from one end of a share; what was taken from its start and end before, and the piece.
+    fn take(
+        &self,
+        worker: usize,
+        len: usize,
+        shift: u32,
+        piece: impl Fn(usize) -> usize,
+    ) -> Option<(usize, usize, usize)> {
+        let share = &self.shares[worker].0;
+        let mut seen = share.load(Ordering::Relaxed);
         loop {
-            let left = total.checked_sub(taken).filter(|&left| left > 0)?;
-            let piece = if workers == 1 {
-                left
-            } else {
-                (left / (2 * workers)).max(1)
-            };
-            match self
-                .taken
-                .compare_exchange_weak(taken, taken + piece, Ordering::Relaxed, Ordering::Relaxed)
-            {
-                Ok(_) => return Some(taken..taken + piece),
-                Err(now) => taken = now,
+            let (front, back) = (seen as u32 as usize, (seen >> 32) as usize);
+            let left = len.checked_sub(front + back).filter(|&left| left > 0)?;
+            let piece = piece(left);
+            let taken = seen + ((piece as u64) << shift);
+            match share.compare_exchange_weak(seen, taken, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some((front, back, piece)),
+                Err(now) => seen = now,
             }
         }
     }
@@ -362,6 +423,27 @@ mod tests {
     }
 
     #[test]
+    fn claims_and_thefts_cover_every_share_once() {
+        for (workers, total) in [(1, 7), (2, 1), (3, 100), (4, 3), (5, 64)] {
+            let ticket = Ticket::new(workers);
+            let mut taken = vec![0; total];
+            let mut take = |piece: Option<Range<usize>>| {
+                piece
+                    .map(|piece| piece.for_each(|unit| taken[unit] += 1))
+                    .is_some()
+            };
+            // The first worker comes alone and does what the others leave; then the others come too late.
+            while take(ticket.claim(0, total)) {}
+            take(ticket.claim(workers - 1, total));
+            while take(ticket.steal(0, total)) {}
+            for worker in 0..workers {
+                assert!(!take(ticket.claim(worker, total)) && !take(ticket.steal(worker, total)));
+            }
+            assert_eq!(taken, vec![1; total], "{workers} workers");
+        }
+    }
+
+    #[test]
     fn every_unit_is_handed_out_once_however_many_workers() {
         for workers in 1..5 {
             let pool = Pool::new(NonZeroUsize::new(workers).unwrap()).unwrap();
@@ -369,7 +451,7 @@ mod tests {
             for _ in 0..200 {
                 let task = pool.submit(Box::new(Count {
                     parts: Arc::clone(&parts),
-                    tickets: Default::default(),
+                    tickets: [Ticket::new(workers), Ticket::new(workers)],
                     units: 37,
                 }));
                 pool.wait(&task).unwrap();
@@ -389,7 +471,7 @@ mod tests {
                     for _ in 0..100 {
                         let task = pool.submit(Box::new(Count {
                             parts: Arc::clone(&parts),
-                            tickets: Default::default(),
+                            tickets: [Ticket::new(3), Ticket::new(3)],
                             units: 11,
                         }));
                         pool.wait(&task).unwrap();
@@ -404,14 +486,14 @@ mod tests {
     fn a_panic_in_one_worker_is_an_error_and_the_pool_lives_on() {
         let pool = Pool::new(NonZeroUsize::new(3).unwrap()).unwrap();
         let task = pool.submit(Box::new(Dies {
-            ticket: Ticket::default(),
+            ticket: Ticket::new(3),
         }));
         let error = pool.wait(&task).unwrap_err();
         assert!(error.contains("as planned"), "{error}");
         let parts = Arc::new(AtomicUsize::new(0));
         let task = pool.submit(Box::new(Count {
             parts: Arc::clone(&parts),
-            tickets: Default::default(),
+            tickets: [Ticket::new(3), Ticket::new(3)],
             units: 5,
         }));
         pool.wait(&task).unwrap();
