@@ -12,6 +12,8 @@
 
 #[cfg(feature = "chat")]
 pub mod chat;
+#[cfg(feature = "filter")]
+pub mod filter;
 #[cfg(feature = "model")]
 pub mod graph;
 #[cfg(feature = "model")]

@@ -12,13 +12,14 @@ use wit_component::DecodedWasm;
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{cargo, workspace_root};
 
-/// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the one interface it exports.
-const GUESTS: [(&str, &str); 4] = [
-    ("llama", MODEL),
-    ("chatml", "galerne:chat/format@0.1.0"),
-    ("mirostat", "galerne:sampling/sampling@0.1.0"),
-    ("hostile", MODEL),
+/// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the interfaces it exports, in the order of their names.
+const GUESTS: [(&str, &[&str]); 4] = [
+    ("llama", &[MODEL]),
+    ("chatml", &["galerne:chat/format@0.1.0"]),
+    ("mirostat", &["galerne:sampling/sampling@0.1.0"]),
+    ("hostile", &[FILTER, MODEL]),
 ];
+const FILTER: &str = "galerne:filter/filtering@0.1.0";
 const MODEL: &str = "galerne:model/architecture@0.1.0";
 
 /// The component of a guest.
@@ -33,10 +34,10 @@ pub(crate) fn build_all() -> Result<()> {
     let toolchain = Toolchain::present();
     let compiler = toolchain.as_ref().map(Toolchain::version);
     let mut stale = Vec::new();
-    for (guest, interface) in GUESTS {
+    for (guest, interfaces) in GUESTS {
         let digest = digest(guest)?;
         if !is_fresh(guest, &digest, compiler) {
-            stale.push((guest, interface, digest));
+            stale.push((guest, interfaces, digest));
         }
     }
     if stale.is_empty() {
@@ -48,11 +49,11 @@ pub(crate) fn build_all() -> Result<()> {
     };
     eprintln!("building guests with {}", toolchain.describe());
     std::fs::create_dir_all(workspace_root().join("target/guests"))?;
-    for (guest, interface, digest) in stale {
+    for (guest, interfaces, digest) in stale {
         let begin = Instant::now();
         let module = build_module(&toolchain, guest)?;
         let component = componentize(&module)
-            .and_then(|component| check_world(&component, interface).map(|()| component))
+            .and_then(|component| check_world(&component, interfaces).map(|()| component))
             .with_context(|| format!("make a component of guest {guest}"))?;
         write_atomically(&path(guest), &component)?;
         let stamp_text = format!("{digest}\n{}\n", toolchain.version());
@@ -153,9 +154,9 @@ fn componentize(module: &[u8]) -> Result<Vec<u8>> {
         .encode()
 }
 
-/// A guest exports one interface and imports nothing. The host checks too, but this error comes before anything is
+/// A guest exports what is listed for it and imports nothing. The host checks too, but this error comes before anything is
 /// shipped, and points at the guest's manifest: each feature of the SDK adds a world.
-fn check_world(component: &[u8], interface: &str) -> Result<()> {
+fn check_world(component: &[u8], interfaces: &[&str]) -> Result<()> {
     let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
         bail!("expected a component, got a WIT package");
     };
@@ -165,15 +166,16 @@ fn check_world(component: &[u8], interface: &str) -> Result<()> {
         .keys()
         .map(|key| resolve.name_world_key(key))
         .collect();
-    let exports: Vec<String> = world
+    let mut exports: Vec<String> = world
         .exports
         .keys()
         .map(|key| resolve.name_world_key(key))
         .collect();
+    exports.sort_unstable();
     ensure!(
-        imports.is_empty() && exports == [interface],
-        "expected no imports and the export {interface}, got imports {imports:?} and exports {exports:?}; does the \
-         guest take just the SDK feature of its world?"
+        imports.is_empty() && exports == interfaces,
+        "expected no imports and the exports {interfaces:?}, got imports {imports:?} and exports {exports:?}; does the \
+         guest take just the SDK features of its worlds?"
     );
     Ok(())
 }

@@ -10,7 +10,7 @@ use galerne_core::limits::GuestLimits;
 use galerne_plugin::PluginOptions;
 use guests::expect::{FOREVER, is_deadline, is_limit, is_trap, serves};
 use guests::filter::{Filter, info, request};
-use guests::{host, host_with};
+use guests::{built, host, host_with};
 
 /// Takes all but the last byte.
 const HOLD_ONE: &str = "(call $passage (local.get 3)
@@ -279,4 +279,68 @@ fn a_request_rewritten_to_nothing() {
         &failing_request("(i32.store (i32.const 96) (i32.const 1)) (i32.const 96)"),
         "without messages",
     );
+}
+
+/// What the hostile guest's filter gives when it misbehaves like this in this call, after some thousand pieces of text.
+fn hostile(component: &[u8], how: &str, call: &str) -> Result<(), FilterError> {
+    let host = host();
+    let guest = host.load_filter("evil", component).expect("it fits");
+    let params = format!(r#"{{"misbehave": "{how}", "in": "{call}"}}"#);
+    let started = Instant::now();
+    let answer = || {
+        let mut session = guest.session(&params, &info())?;
+        session.on_request(&request())?;
+        for _ in 0..5_000 {
+            session.on_text(Channel::Content, "some more text ")?;
+        }
+        session.finish(Channel::Content).map(drop)
+    };
+    let result = answer();
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{how} in {call}: contained only after {:?}",
+        started.elapsed()
+    );
+    serves(&host);
+    result
+}
+
+#[test]
+fn a_hostile_filter_is_contained_in_every_call() {
+    let Some(component) = built("hostile") else { return };
+    hostile(&component, "nothing", "create").expect("it behaves");
+    for call in ["create", "on-request", "on-text", "finish"] {
+        for (how, error) in [
+            ("loop", "past its limit of"),
+            ("trap", "trapped"),
+            ("recurse", "trapped"),
+            ("alloc", "memory of at most"),
+        ] {
+            let got = hostile(&component, how, call).expect_err("it misbehaves");
+            let text = got.to_string();
+            assert!(
+                text.contains(error) && text.contains(&format!("in {call}")),
+                "{how} in {call}: expected \"{error}\" in \"{text}\""
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_hostile_filter_says_is_not_believed() {
+    let Some(component) = built("hostile") else { return };
+    for (how, error) in [
+        ("empty", "a request without messages"),
+        ("hold", "text held back of at most 65536 bytes"),
+        ("gigantic", "a call may pass at most"),
+        ("flood", "text let out of at most 8388608 bytes"),
+        ("overtake", "4294967295 of 15 bytes"),
+        ("status", "200"),
+    ] {
+        let got = hostile(&component, how, "none").expect_err("it misbehaves");
+        assert!(
+            got.to_string().contains(error),
+            "{how}: expected \"{error}\" in \"{got}\""
+        );
+    }
 }
