@@ -13,10 +13,11 @@ use crate::toolchain::{TARGET, Toolchain};
 use crate::{cargo, workspace_root};
 
 /// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the interfaces it exports, in the order of their names.
-const GUESTS: [(&str, &[&str]); 4] = [
+const GUESTS: [(&str, &[&str]); 5] = [
     ("llama", &[MODEL]),
     ("chatml", &["galerne:chat/format@0.1.0"]),
     ("mirostat", &["galerne:sampling/sampling@0.1.0"]),
+    ("pii-redact", &[FILTER]),
     ("hostile", &[FILTER, MODEL]),
 ];
 const FILTER: &str = "galerne:filter/filtering@0.1.0";

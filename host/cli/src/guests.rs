@@ -1,11 +1,11 @@
-//! First-party guests in the binary, and how an architecture, chat format or sampler is found.
+//! First-party guests in the binary, and how an architecture, chat format, sampler or filter is found.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use galerne_core::guest::SamplerFactory;
+use galerne_core::guest::{FilterFactory, GuestError, SamplerFactory};
 use galerne_core::limits::GraphLimits;
 use galerne_core::validate::validate;
 use galerne_core::weights::WeightIndex;
@@ -18,6 +18,7 @@ pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guest
 const ARCHITECTURES: &[&str] = &["llama"];
 const CHAT_FORMATS: &[&str] = &["chatml"];
 const SAMPLERS: &[&str] = &["mirostat"];
+const FILTERS: &[&str] = &["pii-redact"];
 
 /// The embedded guest called `name`.
 ///
@@ -113,21 +114,44 @@ impl Chooser<'_> {
 /// # Errors
 /// A file that cannot be read or is no sampler, or a malformed `NAME=FILE`.
 pub fn samplers(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Arc<dyn SamplerFactory>>> {
-    let mut samplers: BTreeMap<String, Arc<dyn SamplerFactory>> = BTreeMap::new();
-    for name in SAMPLERS {
-        // A build without guests still serves; a request that names the sampler is told it is unknown.
+    by_name("--sampler", SAMPLERS, own, |name, component| {
+        let guest: Arc<dyn SamplerFactory> = Arc::new(host.load_sampler(name, component)?);
+        Ok(guest)
+    })
+}
+
+/// The filters of this binary and those given as `NAME=FILE.wasm`, by name.
+///
+/// # Errors
+/// A file that cannot be read or is no filter, or a malformed `NAME=FILE`.
+pub fn filters(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Arc<dyn FilterFactory>>> {
+    by_name("--filter", FILTERS, own, |name, component| {
+        let guest: Arc<dyn FilterFactory> = Arc::new(host.load_filter(name, component)?);
+        Ok(guest)
+    })
+}
+
+/// Embedded guests, and the user's own from the values of `option`, which may replace them.
+fn by_name<G: ?Sized>(
+    option: &str,
+    first_party: &[&str],
+    own: &[String],
+    load: impl Fn(&str, &[u8]) -> Result<Arc<G>, GuestError>,
+) -> Result<BTreeMap<String, Arc<G>>> {
+    let mut guests = BTreeMap::new();
+    for name in first_party {
+        // A build without guests still serves; a request that names one is told it is unknown.
         if let Ok(component) = embedded(name) {
-            samplers.insert((*name).to_owned(), Arc::new(host.load_sampler(name, component)?));
+            guests.insert((*name).to_owned(), load(name, component)?);
         }
     }
     for entry in own {
         let (name, file) = entry
             .split_once('=')
-            .with_context(|| format!("--sampler: expected NAME=FILE.wasm, got \"{entry}\""))?;
-        let guest = host.load_sampler(name, &read(Path::new(file))?)?;
-        samplers.insert(name.to_owned(), Arc::new(guest));
+            .with_context(|| format!("{option}: expected NAME=FILE.wasm, got \"{entry}\""))?;
+        guests.insert(name.to_owned(), load(name, &read(Path::new(file))?)?);
     }
-    Ok(samplers)
+    Ok(guests)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use galerne_core::chat::{ChatOptions, Delta, Message, Segment};
 use galerne_core::dtype::DType;
+use galerne_core::filter::{Channel, FilterRequest, Verdict};
 use galerne_core::graph::Op;
-use galerne_core::guest::{ChatFormat, GuestError, SamplerFactory};
+use galerne_core::guest::{ChatFormat, FilterFactory, GuestError, SamplerFactory};
 use galerne_core::limits::GraphLimits;
 use galerne_core::validate::validate;
 use galerne_core::weights::{WeightIndex, WeightInfo};
 use galerne_plugin::ModelGuest;
+use guests::filter::{info, user};
 use guests::{built as guest, choose, counting_waker, host, plan};
 
 fn hostile() -> Option<ModelGuest> {
@@ -155,5 +157,46 @@ fn mirostat_plans_and_chooses() {
         .session("[", 49_152, 7, counting_waker().0)
         .err()
         .expect("not JSON");
+    assert!(matches!(error, GuestError::Refused { .. }), "{error}");
+}
+
+#[test]
+fn pii_redact_keeps_personal_data_from_the_model() {
+    let Some(component) = guest("pii-redact") else {
+        return;
+    };
+    let guest = host().load_filter("pii-redact", &component).expect("it fits");
+    let asked = |content: &str| FilterRequest {
+        messages: vec![user(content)],
+        tools: vec![],
+    };
+    let mut session = guest.session("{}", &info()).expect("a session");
+    let said = "I am anne@exemple.fr, 06 12 34 56 78, FR76 3000 6000 0112 3456 7890 189";
+    assert_eq!(
+        session.on_request(&asked(said)),
+        Ok(Verdict::Rewrite(asked("I am [EMAIL_1], [PHONE_1], [IBAN_1]")))
+    );
+    let mut answer = String::new();
+    for piece in ["Hello [EMA", "IL", "_1], I call [PHONE_1] [", "1] and ", "[IBAN_"] {
+        answer += &session.on_text(Channel::Content, piece).expect("restored");
+    }
+    assert_eq!(answer, "Hello anne@exemple.fr, I call 06 12 34 56 78 [1] and ");
+    assert_eq!(session.finish(Channel::Content), Ok("[IBAN_".to_owned()));
+    let arguments = Channel::ToolArguments(0);
+    assert_eq!(
+        session.on_text(arguments, r#"{"to":"[EMAIL_1]"}"#),
+        Ok(r#"{"to":"anne@exemple.fr"}"#.to_owned())
+    );
+    let mut other = guest.session("{}", &info()).expect("a session");
+    assert_eq!(other.on_request(&asked("nothing to hide")), Ok(Verdict::Pass));
+    assert_eq!(
+        other.on_text(Channel::Content, "[EMAIL_1]"),
+        Ok("[EMAIL_1]".to_owned()),
+        "sessions share nothing"
+    );
+    let error = guest
+        .session(r#"{"kinds": ["name"]}"#, &info())
+        .err()
+        .expect("an unknown kind");
     assert!(matches!(error, GuestError::Refused { .. }), "{error}");
 }

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use galerne_core::chat::ChatOptions;
-use galerne_core::guest::{Answer, ChatFormat, PlanStep, SamplerFactory, Waker};
+use galerne_core::filter::{Channel, FilterRequest};
+use galerne_core::guest::{Answer, ChatFormat, FilterFactory, PlanStep, SamplerFactory, Waker};
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::Candidate;
+use guests::filter::{info, user};
 use guests::{Chat, Model, Sampler, built, host};
 
 fn report(what: &str, mut times: Vec<Duration>) -> Duration {
@@ -117,4 +119,32 @@ fn instances_and_calls() {
         "model-types in a fresh instance",
         timed(5_000, || drop(model.model_types())),
     );
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn a_filter_on_an_answer() {
+    let Some(component) = built("pii-redact") else {
+        return;
+    };
+    let guest = host().load_filter("pii-redact", &component).expect("it fits");
+    report(
+        "pii-redact: a new session",
+        timed(2_000, || drop(guest.session("{}", &info()))),
+    );
+    let mut session = guest.session("{}", &info()).expect("a session");
+    let long = "Call Anne on 06 12 34 56 78 or write to anne@exemple.fr. ".repeat(200);
+    let request = FilterRequest {
+        messages: vec![user(&long)],
+        tools: vec![],
+    };
+    report(
+        "pii-redact: a request of 11 KB",
+        timed(200, || drop(session.on_request(&request))),
+    );
+    let text = report(
+        "pii-redact: on-text of a token",
+        timed(50_000, || drop(session.on_text(Channel::Content, "token"))),
+    );
+    assert!(text < Duration::from_millis(1), "on-text costs {text:?}");
 }
