@@ -156,7 +156,7 @@ pub enum SubmitError {
     },
     /// The prompt is larger than the whole KV pool.
     #[error(
-        "submit: prompt needs {blocks_needed} KV blocks, the pool has {blocks}; shorten it or raise --kv-blocks"
+        "submit: prompt needs {blocks_needed} KV blocks, the pool has {blocks}; shorten it or give the KV cache more memory (--kv-memory)"
     )]
     NeverFits {
         /// Blocks the prompt needs.
