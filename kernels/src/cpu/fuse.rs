@@ -59,7 +59,16 @@ fn is_prologue(program: &Program, before: usize, at: usize) -> bool {
 fn is_read_after(program: &Program, at: usize, view: View) -> bool {
     for instr in &program.instrs[at + 1..] {
         let (reads, writes) = views(instr);
-        if reads.iter().any(|read| overlap(*read, view)) {
+        // A map that adds to its output reads it too.
+        let adds_to = match instr {
+            Instr::Linear {
+                accumulate: true,
+                out,
+                ..
+            } => Some(out),
+            _ => None,
+        };
+        if reads.iter().chain(adds_to).any(|read| overlap(*read, view)) {
             return true;
         }
         if writes.iter().any(|write| covers(*write, view)) {
@@ -158,6 +167,8 @@ mod tests {
     fn what_is_read_again_or_is_the_result_is_computed_once_for_all() {
         alone(vec![gated(0, 3), linear(3, 2, false), linear(3, 4, false)], 4);
         alone(vec![gated(0, 3), linear(3, 2, false)], 3);
+        // A map that adds to what is there reads it, as a residual after a norm does.
+        alone(vec![gated(0, 3), linear(3, 2, false), linear(2, 3, true)], 3);
     }
 
     #[test]
