@@ -6,6 +6,7 @@ use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use crate::ids::TokenId;
 use crate::sampling::{Candidate, PlanError, SamplingPlan};
+use crate::tool::ToolError;
 
 /// Why a guest's call failed. It ends the request it served and nothing else.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -200,4 +201,32 @@ pub trait FilterSession: Send {
     /// # Errors
     /// As for [`on_text`](Self::on_text).
     fn finish(&mut self, channel: Channel) -> Result<String, FilterError>;
+}
+
+/// A tool guest that is loaded: functions that a model may call and the host runs.
+pub trait ToolFactory: Send + Sync {
+    /// The functions it offers with these parameters of the deployment (`{}` if it gives none). Names are unique and
+    /// fit [`is_tool_name`](crate::tool::is_tool_name); each schema is a JSON object. Blocks for at most the per-request
+    /// deadline; ask once per deployment.
+    ///
+    /// # Errors
+    /// The guest refused the parameters, trapped or ran late; or its list is not one the contract allows.
+    fn list(&self, params_json: &str) -> Result<Vec<ToolSpec>, GuestError>;
+
+    /// The calls of one request, which share its limits.
+    ///
+    /// # Errors
+    /// The host has no room for it, or what runs the guest is gone.
+    fn session(&self, params_json: &str, info: &RequestInfo) -> Result<Box<dyn ToolSession>, GuestError>;
+}
+
+/// The tool calls of one request. Each call starts with nothing left of earlier ones: a call that failed says nothing
+/// about the next.
+pub trait ToolSession: Send {
+    /// Runs a function and gives its answer, which is text for the model and bounded. Blocks for at most the tools'
+    /// deadline and the time a call may wait for capabilities, together.
+    ///
+    /// # Errors
+    /// See [`ToolError`]: most are for the model to read, and end nothing.
+    fn call(&mut self, name: &str, arguments_json: &str) -> Result<String, ToolError>;
 }

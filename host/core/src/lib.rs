@@ -1,5 +1,6 @@
 //! Plain data shared by every part of Galerne. Knows no I/O, no wasm runtime, no device and no clock.
 
+pub mod capability;
 pub mod chat;
 pub mod dtype;
 pub mod filter;
@@ -8,5 +9,6 @@ pub mod guest;
 pub mod ids;
 pub mod limits;
 pub mod sampling;
+pub mod tool;
 pub mod validate;
 pub mod weights;

@@ -54,6 +54,16 @@ pub struct GuestLimits {
     pub step_deadline: Duration,
     /// A per-request call (`render`, creating a session, a filter's `on-request`).
     pub request_deadline: Duration,
+    /// A tool's call, without what it waits for capabilities.
+    pub tool_deadline: Duration,
+    /// What one call may wait for capabilities (`http`, `kv`, `secrets`) on top of its own deadline.
+    pub wait_max: Duration,
+    /// Functions one tool guest may list.
+    pub tools_max: usize,
+    /// Descriptions and schemas of all functions a tool guest lists.
+    pub tools_bytes_max: usize,
+    /// A tool's answer to one call.
+    pub tool_answer_bytes_max: usize,
     /// A per-model call (`build`).
     pub build_deadline: Duration,
     /// Bytes of a component file.
@@ -71,6 +81,11 @@ impl Default for GuestLimits {
             filtered_bytes_max: 8 << 20,
             step_deadline: Duration::from_millis(100),
             request_deadline: Duration::from_millis(500),
+            tool_deadline: Duration::from_secs(2),
+            wait_max: Duration::from_secs(30),
+            tools_max: 64,
+            tools_bytes_max: 256 << 10,
+            tool_answer_bytes_max: 256 << 10,
             build_deadline: Duration::from_secs(5),
             component_bytes_max: 32 << 20,
         }
@@ -103,6 +118,78 @@ impl Default for EngineLimits {
             block_tokens: 16,
             blocks: 4_096,
             candidates_max: 256,
+        }
+    }
+}
+
+/// Bounds on what guests do outside themselves, through capabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CapabilityLimits {
+    /// One line of a guest's log; what is longer is cut.
+    pub log_line_bytes_max: usize,
+    /// Log lines of one request; a request beyond it ends.
+    pub log_request_bytes_max: usize,
+    /// Log lines of one deployment in a second; what is more is dropped and counted.
+    pub log_lines_per_second_max: u32,
+    /// Newest log lines kept in memory for one deployment.
+    pub log_lines_kept_max: usize,
+    /// HTTP calls of one request.
+    pub http_calls_max: u32,
+    /// Body and headers of one HTTP request.
+    pub http_request_bytes_max: usize,
+    /// Body of one HTTP response.
+    pub http_response_bytes_max: usize,
+    /// One HTTP call from the look-up of its name to the last byte of its answer, redirects included.
+    pub http_time_max: Duration,
+    /// Redirects of one HTTP call.
+    pub http_redirects_max: u32,
+    /// A tenant's key-value store.
+    pub kv: KvLimits,
+    /// A secret's value.
+    pub secret_bytes_max: usize,
+}
+
+impl Default for CapabilityLimits {
+    fn default() -> Self {
+        Self {
+            log_line_bytes_max: 4 << 10,
+            log_request_bytes_max: 256 << 10,
+            log_lines_per_second_max: 100,
+            log_lines_kept_max: 1_000,
+            http_calls_max: 16,
+            http_request_bytes_max: 1 << 20,
+            http_response_bytes_max: 4 << 20,
+            http_time_max: Duration::from_secs(10),
+            http_redirects_max: 4,
+            kv: KvLimits::default(),
+            secret_bytes_max: 64 << 10,
+        }
+    }
+}
+
+/// Bounds on a tenant's key-value store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLimits {
+    /// Bytes of one key.
+    pub key_bytes_max: usize,
+    /// Bytes of one value.
+    pub value_bytes_max: usize,
+    /// Keys of one tenant.
+    pub keys_max: u64,
+    /// Keys and values of one tenant.
+    pub tenant_bytes_max: u64,
+    /// Keys one `list` gives.
+    pub listed_max: usize,
+}
+
+impl Default for KvLimits {
+    fn default() -> Self {
+        Self {
+            key_bytes_max: 512,
+            value_bytes_max: 256 << 10,
+            keys_max: 100_000,
+            tenant_bytes_max: 64 << 20,
+            listed_max: 1_000,
         }
     }
 }
