@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use crate::ids::TokenId;
@@ -229,4 +231,70 @@ pub trait ToolSession: Send {
     /// # Errors
     /// See [`ToolError`]: most are for the model to read, and end nothing.
     fn call(&mut self, name: &str, arguments_json: &str) -> Result<String, ToolError>;
+}
+
+/// A world of the contract. A component may export several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum World {
+    /// Architectures.
+    Model,
+    /// Chat formats.
+    Chat,
+    /// Samplers.
+    Sampler,
+    /// Filters.
+    Filter,
+}
+
+impl std::fmt::Display for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Model => "model",
+            Self::Chat => "chat",
+            Self::Sampler => "sampler",
+            Self::Filter => "filter",
+        })
+    }
+}
+
+/// What a component says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFacts {
+    /// The worlds it fits, at least one.
+    pub worlds: Vec<World>,
+    /// The capabilities it imports, as `package/interface@version`.
+    pub imports: Vec<String>,
+}
+
+/// A component to be loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestSource<'a> {
+    /// Whose it is.
+    pub tenant: &'a str,
+    /// For messages.
+    pub name: &'a str,
+    /// The component's bytes.
+    pub component: &'a [u8],
+}
+
+/// Loads tenants' guests. Calls block: they compile components that were not seen before.
+pub trait GuestLoader: Send + Sync {
+    /// Checks that the component fits at least one world, and loads it once in each that it fits.
+    ///
+    /// # Errors
+    /// No component, or it does not fit; says what is wrong and what to do.
+    fn inspect(&self, source: GuestSource<'_>) -> Result<GuestFacts, GuestError>;
+
+    /// Loads a sampler.
+    ///
+    /// # Errors
+    /// Too large, no component, or it does not fit the world.
+    fn load_sampler(&self, source: GuestSource<'_>) -> Result<Arc<dyn SamplerFactory>, GuestError>;
+
+    /// Loads a filter.
+    ///
+    /// # Errors
+    /// As for [`load_sampler`](Self::load_sampler).
+    fn load_filter(&self, source: GuestSource<'_>) -> Result<Arc<dyn FilterFactory>, GuestError>;
 }

@@ -2,12 +2,14 @@
 
 pub mod capability;
 pub mod chat;
+pub mod deployment;
 pub mod dtype;
 pub mod filter;
 pub mod graph;
 pub mod guest;
 pub mod ids;
 pub mod limits;
+pub mod name;
 pub mod sampling;
 pub mod tool;
 pub mod validate;

@@ -8,6 +8,7 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::errors::reasons;
+use crate::inspect;
 use crate::limiter::{CORE_INSTANCES_MAX, MEMORIES_MAX, StoreState, TABLES_MAX};
 
 /// Components kept compiled. A host loads a handful; when there are more the oldest is compiled again.
@@ -74,26 +75,13 @@ impl Compiler {
         Linker::new(&self.engine)
             .instantiate_pre(component)
             .map_err(|error| {
-                let imports = self.imports(component);
+                let imports = inspect::imports(&self.engine, component);
                 format!(
-                    "it imports {imports}, but this world offers no imports: {}",
-                    reasons(&error)
+                    "it imports {}, but this world offers no imports: {}; {}",
+                    inspect::listed(&imports),
+                    reasons(&error),
+                    inspect::import_advice(&imports)
                 )
             })
-    }
-
-    fn imports(&self, component: &Component) -> String {
-        let ty = component.component_type();
-        let names: Vec<String> = ty
-            .imports(&self.engine)
-            .take(8)
-            .map(|(name, _)| format!("\"{name}\""))
-            .collect();
-        let more = ty.imports(&self.engine).count() - names.len();
-        if more == 0 {
-            names.join(", ")
-        } else {
-            format!("{} and {more} more", names.join(", "))
-        }
     }
 }

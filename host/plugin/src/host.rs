@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use galerne_core::guest::GuestError;
+use galerne_core::guest::{GuestError, GuestFacts};
 use galerne_core::limits::{EngineLimits, GuestLimits};
 use wasmtime::Engine;
-use wasmtime::component::InstancePre;
+use wasmtime::component::{Component, InstancePre};
 
 use crate::chat::ChatGuest;
 use crate::compile::Compiler;
-use crate::errors::PluginError;
+use crate::errors::{PluginError, reasons};
 use crate::filter::FilterGuest;
+use crate::inspect;
 use crate::instance::GuestCore;
 use crate::limiter::StoreState;
 use crate::model::ModelGuest;
@@ -137,33 +138,47 @@ impl PluginHost {
         FilterGuest::new(core, pre)
     }
 
+    /// The worlds and imports of a component.
+    pub(crate) fn facts(&self, name: &str, component: &[u8]) -> Result<GuestFacts, GuestError> {
+        let core = self.core(name, "of any package of galerne's contract");
+        let compiled = self.compile(&core, component)?;
+        let engine = &self.shared.engine;
+        Ok(GuestFacts {
+            worlds: inspect::worlds(engine, &compiled).map_err(|reason| core.link_reason(reason))?,
+            imports: inspect::imports(engine, &compiled),
+        })
+    }
+
+    fn core(&self, name: &str, world: &'static str) -> GuestCore {
+        GuestCore {
+            host: Arc::clone(&self.shared),
+            name: Arc::from(name),
+            world,
+        }
+    }
+
+    fn compile(&self, core: &GuestCore, component: &[u8]) -> Result<Component, GuestError> {
+        let limit_bytes = self.shared.options.limits.component_bytes_max;
+        if component.len() > limit_bytes {
+            let got = component.len();
+            let limit = format!("component of at most {limit_bytes} bytes, got {got}");
+            return Err(core.over_limit("load", limit));
+        }
+        inspect::check_header(component).map_err(|reason| core.link_reason(reason))?;
+        self.shared
+            .compiler
+            .component(component)
+            .map_err(|error| core.link_reason(inspect::broken(&reasons(&error))))
+    }
+
     fn load(
         &self,
         name: &str,
         world: &'static str,
         component: &[u8],
     ) -> Result<(GuestCore, InstancePre<StoreState>), GuestError> {
-        let core = GuestCore {
-            host: Arc::clone(&self.shared),
-            name: Arc::from(name),
-            world,
-        };
-        let limit_bytes = self.shared.options.limits.component_bytes_max;
-        if component.len() > limit_bytes {
-            return Err(GuestError::Limit {
-                guest: name.to_owned(),
-                call: "load",
-                limit: format!(
-                    "component of at most {limit_bytes} bytes, got {}",
-                    component.len()
-                ),
-            });
-        }
-        let compiled = self
-            .shared
-            .compiler
-            .component(component)
-            .map_err(|error| core.link_error(&error))?;
+        let core = self.core(name, world);
+        let compiled = self.compile(&core, component)?;
         let pre = self
             .shared
             .compiler

@@ -3,13 +3,14 @@
 //! A package appears whole or not at all: files are written into a hidden folder beside it, which is renamed at the
 //! end and removed upon an error or a cancellation.
 
+use galerne_core::name::{NAME_FORM, is_name};
 use galerne_core::weights::WeightIndex;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use crate::gguf::GgufError;
-use crate::manifest::{ChatManifest, is_valid_name};
+use crate::manifest::ChatManifest;
 use crate::package::{Package, PackageError};
 use crate::tensor_file::TensorFileError;
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -21,7 +22,6 @@ mod hf_source;
 mod license;
 mod plan;
 mod rope_factors;
-mod timestamp;
 mod writer;
 
 /// What to import, and where to.
@@ -88,7 +88,7 @@ impl Progress for NoProgress {
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The name cannot be a model's.
-    #[error("model name {0:?}: expected [a-z0-9][a-z0-9._-]{{0,63}}")]
+    #[error("model name {0:?}: expected {NAME_FORM}")]
     Name(String),
     /// There is a model of this name.
     #[error("model {0:?} exists; choose another name or ask to replace it")]
@@ -206,7 +206,7 @@ pub fn import(
     progress: &dyn Progress,
     cancelled: &AtomicBool,
 ) -> Result<Package, ImportError> {
-    if !is_valid_name(request.name) {
+    if !is_name(request.name) {
         return Err(ImportError::Name(request.name.to_owned()));
     }
     let target = request.models_dir.join(request.name);

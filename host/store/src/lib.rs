@@ -2,6 +2,7 @@
 //!
 //! - [`store`]: the data folder and the models in it.
 //! - [`package`]: one model's folder, opened for use.
+//! - [`registry`]: tenants' plugins and deployments.
 //! - [`import`]: from a GGUF file or a Hugging Face folder to a package.
 //! - [`tokenizer`]: text to ids and back.
 //! - [`gguf`] and [`tensor_file`]: readers of foreign bytes. Every count and offset is checked before it is used.
@@ -11,7 +12,9 @@ pub mod gguf;
 pub mod import;
 pub mod manifest;
 pub mod package;
+pub mod registry;
 pub mod store;
 pub mod tensor_file;
+mod timestamp;
 pub mod tokenizer;
 mod weights;

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use galerne_core::ids::TokenId;
 use galerne_core::limits::GuestLimits;
+use galerne_core::name::{NAME_FORM, is_name};
 
 pub use crate::manifest::{ChatManifest, Manifest};
 pub use crate::weights::PackageWeights;
 
 use crate::digest;
-use crate::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, is_valid_name};
+use crate::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE};
 use crate::tensor_file::TensorFileError;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -318,8 +319,8 @@ fn check_manifest(manifest: &Manifest, path: &str) -> Result<(), PackageError> {
             got: got.to_owned(),
         })
     };
-    if !is_valid_name(&manifest.name) {
-        return fault("name", "[a-z0-9][a-z0-9._-]{0,63}", &manifest.name);
+    if !is_name(&manifest.name) {
+        return fault("name", NAME_FORM, &manifest.name);
     }
     if manifest.weights.is_empty() || manifest.weights.len() > WEIGHT_FILES_MAX {
         return fault("weights", "1 to 4096 files", &manifest.weights.len().to_string());
@@ -328,7 +329,7 @@ fn check_manifest(manifest: &Manifest, path: &str) -> Result<(), PackageError> {
         return fault("context_tokens_max", "at least 1", "0");
     }
     // Plain names only: a manifest must not reach out of its folder.
-    let is_plain = |name: &&String| is_valid_name(name);
+    let is_plain = |name: &&String| is_name(name);
     match manifest
         .weights
         .iter()

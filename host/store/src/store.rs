@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::manifest::is_valid_name;
+use galerne_core::name::{NAME_FORM, is_name};
+
 use crate::package::{Manifest, Package, PackageError};
 
 /// Why the data folder could not be used.
@@ -19,7 +20,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The name cannot be a model's.
-    #[error("model name {0:?}: expected [a-z0-9][a-z0-9._-]{{0,63}}")]
+    #[error("model name {0:?}: expected {NAME_FORM}")]
     Name(String),
     /// There is no such model.
     #[error("no model {name:?} in {models_dir}; it has {}", listed(.known))]
@@ -132,7 +133,7 @@ impl Store {
     }
 
     fn existing(&self, name: &str) -> Result<PathBuf, StoreError> {
-        if !is_valid_name(name) {
+        if !is_name(name) {
             return Err(StoreError::Name(name.to_owned()));
         }
         let dir = self.models_dir.join(name);
@@ -158,7 +159,7 @@ impl Store {
         for entry in entries {
             let entry = entry.map_err(|source| io("read", &self.models_dir, source))?;
             match entry.file_name().into_string() {
-                Ok(name) if is_valid_name(&name) && entry.path().is_dir() => names.push(name),
+                Ok(name) if is_name(&name) && entry.path().is_dir() => names.push(name),
                 _ => {}
             }
         }

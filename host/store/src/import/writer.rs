@@ -9,11 +9,12 @@ use std::sync::atomic::AtomicBool;
 use sha2::{Digest, Sha256};
 
 use super::plan::{WeightPlan, copy_tensor};
-use super::{ImportError, ImportRequest, Progress, Source, check_cancelled, io, source_name, timestamp};
+use super::{ImportError, ImportRequest, Progress, Source, check_cancelled, io, source_name};
 use crate::digest;
 use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::package::{ARCHITECTURE_FILE, CHAT_FILE, CONFIG_FILE, Package, TOKENIZER_FILE};
 use crate::tensor_file::write_header;
+use crate::timestamp;
 
 /// The one weight file an importer writes.
 const WEIGHTS_FILE: &str = "weights.safetensors";
