@@ -94,13 +94,13 @@ pub struct PlanStep {
     pub accepted: Vec<TokenId>,
 }
 
-/// A sampling guest's answer to a question, ready or not.
+/// The answer to a question that is worked on elsewhere, ready or not.
 #[derive(Debug)]
-pub enum Answer<T> {
+pub enum Answer<T, E = GuestError> {
     /// Still running; the sequence sits out the step.
     Pending,
     /// Done.
-    Ready(Result<T, GuestError>),
+    Ready(Result<T, E>),
 }
 
 /// Called from another thread whenever an answer becomes ready; wakes the engine.

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod deployment;
 pub mod dtype;
 pub mod filter;
+pub mod grammar;
 pub mod graph;
 pub mod guest;
 pub mod ids;

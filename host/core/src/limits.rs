@@ -92,6 +92,43 @@ impl Default for GuestLimits {
     }
 }
 
+/// Bounds on the grammar of one answer. They bound time too: the work of a compilation or of one token is counted, not
+/// timed, so that a busy machine refuses nothing it would take otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrammarLimits {
+    /// Bytes of its source.
+    pub source_bytes_max: usize,
+    /// Brackets open at once in its source.
+    pub nesting_max: usize,
+    /// Symbols of its rules once compiled.
+    pub symbols_max: usize,
+    /// Work on its terminals when it is compiled; about 20 ns each.
+    pub start_fuel: u64,
+    /// Work on its terminals for one token; about 70 ns each.
+    pub step_fuel: u64,
+    /// Parser items made for one token; about 50 ns each.
+    pub step_items_max: usize,
+    /// Parser items after one byte: how ambiguous it may be.
+    pub items_max: usize,
+    /// States of its lexer, made as they are needed; 1 to 2 KB each.
+    pub lexer_states_max: usize,
+}
+
+impl Default for GrammarLimits {
+    fn default() -> Self {
+        Self {
+            source_bytes_max: 128 << 10,
+            nesting_max: 128,
+            symbols_max: 500_000,
+            start_fuel: 1_000_000,
+            step_fuel: 200_000,
+            step_items_max: 50_000,
+            items_max: 2_000,
+            lexer_states_max: 32_768,
+        }
+    }
+}
+
 /// Bounds of the engine's queues and steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineLimits {

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use galerne_core::grammar::{GrammarError, TokenTexts};
 use galerne_core::guest::{GuestError, GuestFacts};
-use galerne_core::limits::{EngineLimits, GuestLimits};
+use galerne_core::limits::{EngineLimits, GrammarLimits, GuestLimits};
 use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
 
@@ -11,6 +12,7 @@ use crate::chat::ChatGuest;
 use crate::compile::Compiler;
 use crate::errors::{PluginError, reasons};
 use crate::filter::FilterGuest;
+use crate::grammar::Grammars;
 use crate::inspect;
 use crate::instance::GuestCore;
 use crate::limiter::StoreState;
@@ -24,7 +26,9 @@ use crate::workers::Workers;
 pub struct PluginOptions {
     /// Bounds on every guest and its calls.
     pub limits: GuestLimits,
-    /// Threads that answer samplers' questions, 1 to 64.
+    /// Bounds on every answer's grammar.
+    pub grammar_limits: GrammarLimits,
+    /// Threads that answer questions to samplers and grammars, 1 to 64.
     pub workers: usize,
     /// Guest instances that may live at once: one per sampling session, chat parser and filter session, and
     /// one per running call. Each reserves 4 GiB of address space (not memory), so that bounds checks cost nothing.
@@ -37,6 +41,7 @@ impl Default for PluginOptions {
     fn default() -> Self {
         Self {
             limits: GuestLimits::default(),
+            grammar_limits: GrammarLimits::default(),
             workers: 2,
             instances_max: 1_024,
             candidates_max: EngineLimits::default().candidates_max,
@@ -136,6 +141,14 @@ impl PluginHost {
     pub fn load_filter(&self, name: &str, component: &[u8]) -> Result<FilterGuest, GuestError> {
         let (core, pre) = self.load(name, "galerne:filter/filter@0.1.0", component)?;
         FilterGuest::new(core, pre)
+    }
+
+    /// Prepares grammars over a model's vocabulary. Takes some milliseconds.
+    ///
+    /// # Errors
+    /// The vocabulary cannot be used.
+    pub fn grammars(&self, texts: &TokenTexts) -> Result<Grammars, GrammarError> {
+        Grammars::new(Arc::clone(&self.shared), texts)
     }
 
     /// The worlds and imports of a component.

@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+/// A grammar's expressions may be nested thousands deep. Only what is used of a stack is memory.
+const STACK_BYTES: usize = 64 << 20;
+
 /// Something a worker does.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
@@ -48,6 +51,7 @@ impl Workers {
             // On failure the threads that already run end when `workers` is dropped.
             std::thread::Builder::new()
                 .name(format!("guest-{number}"))
+                .stack_size(STACK_BYTES)
                 .spawn(move || shared.work())?;
         }
         Ok(workers)

@@ -45,6 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Libraries that only one crate may know. A name also stands for its family: `h3` for `h3-quinn`.
 const ONLY_IN: &[(&str, &str)] = &[
     ("wasmtime", "galerne-plugin"),
+    ("llguidance", "galerne-plugin"),
     ("quinn", "galerne-server"),
     ("h3", "galerne-server"),
     ("hyper", "galerne-server"),
