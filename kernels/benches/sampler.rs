@@ -92,6 +92,18 @@ fn settings() -> Vec<(&'static str, SamplingPlan, Option<u32>, bool)> {
     ]
 }
 
+/// Name and mask: what a grammar leaves inside a string, between two values, and the worst for packing.
+fn masks() -> [(&'static str, Vec<u32>); 3] {
+    let words = VOCABULARY / 32;
+    let mut most = vec![u32::MAX; words];
+    most.iter_mut().step_by(9).for_each(|word| *word = 0xffff_fdff);
+    let mut few = vec![0; words];
+    few.iter_mut().step_by(100).for_each(|word| *word = 1 << 7);
+    let mut numbers = Numbers::new(5);
+    let half = (0..words).map(|_| numbers.below(u32::MAX)).collect();
+    [("most", most), ("few", few), ("half", half)]
+}
+
 fn sampler(c: &mut Criterion) {
     let mut peaked = Numbers::new(1).normals(VOCABULARY, 2.0);
     for (i, logit) in peaked.iter_mut().step_by(977).enumerate() {
@@ -110,6 +122,23 @@ fn sampler(c: &mut Criterion) {
         .collect();
     for (shape, row) in rows {
         let mut program = program(&row);
+        for (name, mask) in masks() {
+            let plan = SamplingPlan::default();
+            let mut uniforms = Numbers::new(4);
+            c.bench_function(&format!("sample/{shape}/temperature, mask of {name}"), |b| {
+                b.iter(|| {
+                    let request = SampleRequest {
+                        row: 0,
+                        plan: &plan,
+                        mask: Some(&mask),
+                        seen: &[],
+                        uniform: uniforms.below(1 << 24) as f32 / (1 << 24) as f32,
+                        logprobs: None,
+                    };
+                    program.sample(&[request]).expect("sample")
+                });
+            });
+        }
         for (name, plan, logprobs, has_past) in settings() {
             let mut uniforms = Numbers::new(4);
             c.bench_function(&format!("sample/{shape}/{name}"), |b| {
@@ -117,6 +146,7 @@ fn sampler(c: &mut Criterion) {
                     let request = SampleRequest {
                         row: 0,
                         plan: &plan,
+                        mask: None,
                         seen: if has_past { &seen } else { &[] },
                         uniform: uniforms.below(1 << 24) as f32 / (1 << 24) as f32,
                         logprobs,

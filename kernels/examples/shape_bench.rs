@@ -304,6 +304,7 @@ fn decode(program: &mut dyn LoadedProgram, lanes: usize, from: usize, steps: usi
         let request = |row| SampleRequest {
             row,
             plan: &plan,
+            mask: None,
             seen: &[],
             uniform: 0.5,
             logprobs: None,
@@ -373,6 +374,7 @@ fn main() {
         let request = SampleRequest {
             row: 0,
             plan: &plan,
+            mask: None,
             seen: &[],
             uniform: 0.5,
             logprobs: None,

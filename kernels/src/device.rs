@@ -194,6 +194,10 @@ pub struct SampleRequest<'a> {
     pub row: usize,
     /// How; already checked. `forced` is handled by the engine and ignored here.
     pub plan: &'a SamplingPlan,
+    /// If set, the tokens that may be drawn, at least one: token `t` if bit `t % 32` of word `t / 32` is set. As many words
+    /// as the row's width needs; bits past it are ignored. Other tokens count as if they were not in the vocabulary, but
+    /// for `logprobs`.
+    pub mask: Option<&'a [u32]>,
     /// Every distinct token of prompt and output, if the plan has penalties; else may be empty.
     pub seen: &'a [TokenCount],
     /// A uniform number in `[0, 1)` that decides the draw.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use galerne_core::grammar::{GrammarFactory, TokenText, TokenTexts};
 use galerne_core::guest::ChatFormat;
 use galerne_core::ids::TokenId;
 use galerne_core::limits::{EngineLimits, GraphLimits};
@@ -43,6 +44,8 @@ pub struct RunningModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat format.
     pub chat: Arc<dyn ChatFormat>,
+    /// What its answers can be made to match.
+    pub grammars: Arc<dyn GrammarFactory>,
     /// Tokens that end an answer.
     pub stop_tokens: Vec<TokenId>,
     /// Token a text prompt begins with, where the model wants one.
@@ -174,6 +177,8 @@ pub fn start(
     let chat = plugins.load_chat(&format!("{name}/chat"), &package.chat()?)?;
     let model =
         load_program(package, plugins, device, args).with_context(|| format!("load model \"{name}\""))?;
+    let stop_tokens = package.eos_tokens(&tokenizer)?;
+    let grammars = plugins.grammars(&token_texts(&tokenizer, model.vocabulary, &stop_tokens))?;
     let memory = model.program.memory();
     let engine = handle::start(
         model.program,
@@ -186,10 +191,28 @@ pub fn start(
     );
     Ok(RunningModel {
         engine,
-        stop_tokens: package.eos_tokens(&tokenizer)?,
+        stop_tokens,
         prompt_prefix: package.prompt_prefix(&tokenizer)?,
         tokenizer,
         chat: Arc::new(chat),
+        grammars: Arc::new(grammars),
         memory,
     })
+}
+
+/// What each of the model's outputs stands for. An output beyond the tokenizer's vocabulary is padding, and a vocabulary
+/// beyond the outputs is never drawn.
+fn token_texts(tokenizer: &Tokenizer, vocabulary: u32, ends: &[TokenId]) -> TokenTexts {
+    let text = |id| match tokenizer.token_name(id) {
+        Some(name) if tokenizer.is_special(id) => TokenText::Control(name.to_owned()),
+        _ => TokenText::Bytes(tokenizer.token_bytes(id)),
+    };
+    TokenTexts {
+        tokens: (0..vocabulary).map(TokenId).map(text).collect(),
+        ends: ends
+            .iter()
+            .copied()
+            .filter(|token| token.0 < vocabulary)
+            .collect(),
+    }
 }

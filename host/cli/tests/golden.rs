@@ -207,6 +207,7 @@ fn greedy(engine: &EngineHandle, prompt: Vec<TokenId>, tokens_max: u32, cache: b
             temperature: 0.0,
             ..SamplingPlan::default()
         }),
+        grammar: None,
         seed: 0,
         logprobs: None,
         use_prefix_cache: cache,

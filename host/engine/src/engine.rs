@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
+use galerne_core::grammar::TokenMask;
 use galerne_core::ids::{BlockId, SequenceId, TokenId};
 use galerne_core::sampling::SamplingPlan;
 use galerne_core::sampling::TokenLogprobs;
@@ -14,6 +15,7 @@ use galerne_kernels::device::{DeviceError, SampleOutcome, SampleRequest, StepBat
 
 use crate::admission::Admission;
 use crate::blocks::BlockPool;
+use crate::constraint::Allowed;
 use crate::prefix::PrefixIndex;
 use crate::request::{EventSink, FinishReason, Request, SequenceError, SubmitError};
 use crate::sampler::{PlanBounds, Polled, uniform};
@@ -44,11 +46,11 @@ pub(crate) enum Draw {
     None,
     /// By the sequence's plan on the device.
     Plan,
-    /// The plan says which; the device is not asked.
+    /// The plan says which, or the grammar leaves one; the device is not asked.
     Forced(TokenId),
-    /// The plan says which, but log-probabilities are wanted: the device is made to draw this token.
+    /// The same, but log-probabilities are wanted: the device is made to draw this token.
     ForcedPlan(TokenId, Box<SamplingPlan>),
-    /// The guest is late.
+    /// The guest or the grammar is late.
     SatOut,
 }
 
@@ -157,17 +159,21 @@ impl Engine {
         }
     }
 
-    /// Asks the guests whose plan is due for the step under way. Call right after the step was submitted.
+    /// Asks the guests whose plan is due for the step under way, and the grammars what may follow. Call right after the
+    /// step was submitted.
     pub fn ask_guests(&mut self) {
         for entry in self.entries.iter().flatten().filter(|entry| entry.row.is_some()) {
             if let Some(sequence) = self.sequences.get_mut(&entry.id) {
                 let position = u32::try_from(sequence.output_tokens()).unwrap_or(u32::MAX);
                 sequence.sampler.ask_plan(position);
+                if let Some(constraint) = &mut sequence.constraint {
+                    constraint.ask();
+                }
             }
         }
     }
 
-    /// Takes the plans that have come for the step under way. How many are still missing.
+    /// Takes the plans and masks that have come for the step under way. How many sequences still miss one.
     pub fn settle_plans(&mut self, now: Instant) -> usize {
         let wanted = self.entries.iter().flatten().filter(|entry| entry.row.is_some());
         let ids: Vec<_> = wanted.map(|entry| entry.id).collect();
@@ -186,15 +192,40 @@ impl Engine {
     /// Takes whatever answers have come. Called by `schedule`.
     pub(crate) fn poll_all(&mut self, now: Instant) {
         self.choosing.clear();
-        let open = |s: &&Sequence| s.sampler.awaits_plan() || s.sampler.awaits_choice();
+        let open = |s: &&Sequence| s.awaits_step() || s.sampler.awaits_choice();
         let ids: Vec<_> = self.sequences.values().filter(open).map(|s| s.id).collect();
         for id in ids {
             self.poll(now, id);
         }
     }
 
-    /// Takes the answer of one sequence's guest, if it has come. Whether it is still missing.
+    /// Takes the answers of one sequence's guest and grammar, if they have come. Whether one is still missing.
     fn poll(&mut self, now: Instant, id: SequenceId) -> bool {
+        match self.poll_grammar(id) {
+            Ok(Allowed::End) => {
+                if let Some(sequence) = self.remove(now, id) {
+                    sequence.finish(FinishReason::Stop, now);
+                }
+                false
+            }
+            // Both are looked at each time: the guest's answer is in force from when it came.
+            Ok(allowed) => self.poll_guest(now, id) | (allowed == Allowed::Pending),
+            Err(error) => {
+                self.fail(now, id, error);
+                false
+            }
+        }
+    }
+
+    /// Takes a grammar's answer, if one is awaited and has come.
+    fn poll_grammar(&mut self, id: SequenceId) -> Result<Allowed, SequenceError> {
+        let sequence = self.sequences.get_mut(&id);
+        let constraint = sequence.and_then(|sequence| sequence.constraint.as_mut());
+        constraint.map_or(Ok(Allowed::Known), |constraint| Ok(constraint.poll()?))
+    }
+
+    /// Takes a guest's answer, if one is awaited and has come. Whether it is still missing.
+    fn poll_guest(&mut self, now: Instant, id: SequenceId) -> bool {
         let limits = self.admission.limits;
         let bounds = PlanBounds {
             vocabulary: self.admission.vocabulary,
@@ -218,7 +249,7 @@ impl Engine {
     }
 
     /// Decides how each token of the step under way comes about, and what the device must draw, in order.
-    /// Sequences whose plan is missing sit the step out.
+    /// Sequences whose plan or mask is missing sit the step out.
     pub fn sample_requests(&mut self) -> Vec<SampleRequest<'_>> {
         let Some(entries) = &mut self.entries else {
             return Vec::new();
@@ -239,11 +270,11 @@ impl Engine {
             let Some(sequence) = sequences.get(&id) else {
                 continue;
             };
-            let (plan, seen) = match &entry.draw {
+            let (plan, seen, mask) = match &entry.draw {
                 Draw::None | Draw::Forced(_) | Draw::SatOut => continue,
-                Draw::ForcedPlan(_, plan) => (&**plan, [].as_slice()),
+                Draw::ForcedPlan(_, plan) => (&**plan, [].as_slice(), None),
                 Draw::Plan => match sequence.sampler.plan() {
-                    Some(plan) => (plan, sequence.sampler.seen()),
+                    Some(plan) => (plan, sequence.sampler.seen(), sequence.mask()),
                     None => continue,
                 },
             };
@@ -251,6 +282,7 @@ impl Engine {
             requests.push(SampleRequest {
                 row,
                 plan,
+                mask: mask.map(TokenMask::words),
                 seen,
                 uniform,
                 logprobs: sequence.logprobs,
@@ -447,11 +479,16 @@ impl Drop for Engine {
 }
 
 fn decide(sequence: &Sequence) -> Draw {
-    match (sequence.sampler.plan(), sequence.sampler.forced()) {
-        (None, _) => Draw::SatOut,
-        (Some(_), None) => Draw::Plan,
-        (Some(_), Some(token)) if sequence.logprobs.is_none() => Draw::Forced(token),
-        (Some(_), Some(token)) => {
+    if sequence.sampler.plan().is_none() || (sequence.constraint.is_some() && sequence.mask().is_none()) {
+        return Draw::SatOut;
+    }
+    // Where a grammar leaves one token there is nothing to draw. A plan's own tokens come whatever the grammar says, which
+    // then fails the sequence.
+    let only = || sequence.mask().and_then(TokenMask::only);
+    match sequence.sampler.forced().or_else(only) {
+        None => Draw::Plan,
+        Some(token) if sequence.logprobs.is_none() => Draw::Forced(token),
+        Some(token) => {
             // Log-probabilities are of the raw logits, so a bias no logit can outweigh does not show in them.
             let plan = SamplingPlan {
                 temperature: 0.0,

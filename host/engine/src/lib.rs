@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod blocks;
+mod constraint;
 pub mod engine;
 pub mod handle;
 mod integrity;

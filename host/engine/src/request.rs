@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use galerne_core::grammar::{GrammarError, GrammarSession};
 use galerne_core::guest::{GuestError, SamplerSession};
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
 use galerne_core::sampling::TokenLogprobs;
@@ -24,6 +25,9 @@ pub struct Request {
     pub ignore_eos: bool,
     /// What decides each token.
     pub sampling: Sampling,
+    /// What the whole output must match, if anything. Where nothing can follow it ends the output, also under
+    /// `ignore_eos`.
+    pub grammar: Option<Box<dyn GrammarSession>>,
     /// Decides every draw together with the position in the output: equal requests give equal outputs.
     pub seed: u64,
     /// If set, each token comes with its log-probability and those of so many most likely tokens.
@@ -112,6 +116,9 @@ pub enum SequenceError {
         /// The index it returned.
         choice: usize,
     },
+    /// The output cannot be kept to its grammar.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// The device failed while this sequence was in its step.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -54,8 +54,8 @@ impl Engine {
         for id in self.running.clone() {
             let sequence = &self.sequences[&id];
             let pending = sequence.pending();
-            // With one token left and no plan the step could not draw: the sequence sits out.
-            let sits_out = pending == 1 && sequence.sampler.awaits_plan();
+            // With one token left and no plan or mask the step could not draw: the sequence sits out.
+            let sits_out = pending == 1 && sequence.awaits_step();
             if draft.budget == 0 || !wanted(pending) || sits_out || !self.running.contains(&id) {
                 continue;
             }

@@ -3,8 +3,10 @@
 
 use std::time::Instant;
 
+use galerne_core::grammar::TokenMask;
 use galerne_core::ids::{BlockId, SequenceId, TenantId, TokenId};
 
+use crate::constraint::Constraint;
 use crate::prefix::PrefixKey;
 use crate::request::{Event, EventSink, FinishReason, Request, SequenceError, Usage};
 use crate::sampler::Sampler;
@@ -25,6 +27,7 @@ pub(crate) struct Sequence {
     pub(crate) logprobs: Option<u32>,
     pub(crate) seed: u64,
     pub(crate) sampler: Sampler,
+    pub(crate) constraint: Option<Constraint>,
     /// Whether it has been in the batch before.
     pub(crate) admitted: bool,
     pub(crate) usage: Usage,
@@ -56,6 +59,7 @@ impl Sequence {
             logprobs: request.logprobs,
             seed: request.seed,
             sampler: Sampler::new(request.sampling),
+            constraint: request.grammar.map(Constraint::new),
             admitted: false,
             usage: Usage {
                 prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
@@ -87,6 +91,16 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Whether something was asked for without which a step could not draw.
+    pub(crate) fn awaits_step(&self) -> bool {
+        self.sampler.awaits_plan() || self.constraint.as_ref().is_some_and(Constraint::awaits)
+    }
+
+    /// The tokens that may come next, where a grammar says so.
+    pub(crate) fn mask(&self) -> Option<&TokenMask> {
+        self.constraint.as_ref().and_then(Constraint::mask)
+    }
+
     /// Keys of the first `count` whole blocks of tokens; none if the prefix cache is not used.
     pub(crate) fn keys(&mut self, count: usize, block_tokens: usize) -> &[PrefixKey] {
         let Some(root) = self.root else { return &[] };
@@ -116,6 +130,9 @@ impl Sequence {
     ) -> Option<FinishReason> {
         self.tokens.push(token);
         self.sampler.accept(token);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token);
+        }
         self.usage.completion_tokens += 1;
         let elapsed = now.saturating_duration_since(self.submitted);
         self.usage.first_token.get_or_insert(elapsed);

@@ -3,6 +3,7 @@
 
 mod support;
 
+use galerne_core::grammar::GrammarSession;
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
 use galerne_core::limits::EngineLimits;
 use galerne_core::sampling::SamplingPlan;
@@ -11,6 +12,7 @@ use galerne_engine::request::{Event, FinishReason, Request, Sampling, SequenceEr
 use proptest::prelude::*;
 
 use support::device::VOCABULARY;
+use support::grammar::FakeGrammar;
 use support::guest::{FakeGuest, Manner};
 use support::{Bench, Record, limits, request};
 
@@ -23,6 +25,8 @@ struct Spec {
     tokens_max: u32,
     stops: bool,
     rule: Rule,
+    /// When a grammar answers, if there is one.
+    grammar: Option<[u8; 3]>,
     seed: u64,
     logprobs: Option<u32>,
     cache: bool,
@@ -35,7 +39,7 @@ enum Rule {
 }
 
 impl Spec {
-    /// The request; a guest that is never late if `prompt` is set.
+    /// The request; guest and grammar are never late if `prompt_guest` is set.
     fn request(&self, prompt_guest: bool) -> Request {
         let shared = (0..).map(|i| (i * 7 + 3) % VOCABULARY).take(self.shared);
         let sampling = match &self.rule {
@@ -53,6 +57,9 @@ impl Spec {
             stop_tokens: vec![TokenId(4)],
             ignore_eos: !self.stops,
             sampling,
+            grammar: self.grammar.map(|delays| -> Box<dyn GrammarSession> {
+                Box::new(FakeGrammar::new(if prompt_guest { [0; 3] } else { delays }))
+            }),
             seed: self.seed,
             logprobs: self.logprobs,
             use_prefix_cache: self.cache,
@@ -103,19 +110,20 @@ fn spec() -> impl Strategy<Value = Spec> {
         prompt,
         1..14_u32,
         any::<bool>(),
-        rule,
+        (rule, proptest::option::weighted(0.3, any::<[u8; 3]>())),
         0..4_u64,
         proptest::option::of(0..3_u32),
         any::<bool>(),
     )
         .prop_map(
-            |((tenant, shared, tail), tokens_max, stops, rule, seed, logprobs, cache)| Spec {
+            |((tenant, shared, tail), tokens_max, stops, (rule, grammar), seed, logprobs, cache)| Spec {
                 tenant,
                 shared,
                 tail,
                 tokens_max,
                 stops,
                 rule,
+                grammar: grammar.map(|delays| delays.map(|delay| delay % 4)),
                 seed,
                 logprobs,
                 cache,

@@ -8,6 +8,7 @@ mod instructions;
 mod linear;
 mod reference;
 mod sampling;
+mod sampling_masks;
 mod weights;
 
 pub use build::Build;

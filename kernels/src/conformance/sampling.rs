@@ -34,12 +34,19 @@ pub(super) const CASES: &[Case] = &[
         name: "logits that are not numbers",
         run: broken,
     },
+    Case {
+        name: "masks",
+        run: super::sampling_masks::masks,
+    },
 ];
 
 const WIDTH: usize = 3_000;
 
 /// A program whose logits at token `t` are row `t` of a table.
-fn program(bench: &Bench<'_>, rows: &[Vec<f32>]) -> Result<Box<dyn LoadedProgram>, ConformanceError> {
+pub(super) fn program(
+    bench: &Bench<'_>,
+    rows: &[Vec<f32>],
+) -> Result<Box<dyn LoadedProgram>, ConformanceError> {
     let mut b = Build::new(1);
     let width = rows[0].len() as u32;
     let table = b.matrix(DType::F32, super::build::VOCABULARY, width);
@@ -67,17 +74,18 @@ fn program(bench: &Bench<'_>, rows: &[Vec<f32>]) -> Result<Box<dyn LoadedProgram
     Ok(program)
 }
 
-fn request(row: usize, plan: &SamplingPlan, uniform: f32) -> SampleRequest<'_> {
+pub(super) fn request(row: usize, plan: &SamplingPlan, uniform: f32) -> SampleRequest<'_> {
     SampleRequest {
         row,
         plan,
+        mask: None,
         seen: &[],
         uniform,
         logprobs: None,
     }
 }
 
-fn sample(
+pub(super) fn sample(
     bench: &Bench<'_>,
     program: &mut dyn LoadedProgram,
     request: SampleRequest<'_>,
@@ -91,7 +99,7 @@ fn sample(
     Ok(outcomes[0].clone())
 }
 
-fn token(bench: &Bench<'_>, outcome: &SampleOutcome) -> Result<u32, ConformanceError> {
+pub(super) fn token(bench: &Bench<'_>, outcome: &SampleOutcome) -> Result<u32, ConformanceError> {
     match outcome {
         SampleOutcome::Token { token, .. } => Ok(token.0),
         SampleOutcome::Candidates(_) => {
@@ -129,7 +137,7 @@ fn greedy(bench: &Bench<'_>) -> Result<(), ConformanceError> {
 }
 
 /// The tokens a plan keeps with their probabilities, by a full sort in f64.
-fn kept(logits: &[f32], plan: &SamplingPlan) -> Vec<(u32, f64)> {
+pub(super) fn kept(logits: &[f32], plan: &SamplingPlan) -> Vec<(u32, f64)> {
     let scaled: Vec<f64> = logits
         .iter()
         .map(|&l| f64::from(l) / f64::from(plan.temperature))
@@ -405,7 +413,7 @@ fn penalties(bench: &Bench<'_>) -> Result<(), ConformanceError> {
     bench.same("the token that was not seen", 1, token(bench, &outcome)?)
 }
 
-fn near(bench: &Bench<'_>, what: &str, expected: f64, got: f32) -> Result<(), ConformanceError> {
+pub(super) fn near(bench: &Bench<'_>, what: &str, expected: f64, got: f32) -> Result<(), ConformanceError> {
     let is_near = (expected - f64::from(got)).abs() < 1e-4;
     bench.same(&format!("{what}: {expected} is near {got}"), true, is_near)
 }

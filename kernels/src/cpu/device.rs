@@ -12,6 +12,7 @@ use super::load::Loaded;
 use super::memory::Rect;
 use super::pool::{Pool, Task, Ticket};
 use super::sampler::Sampler;
+use super::sampler_mask::fits;
 use crate::device::{
     Device, DeviceError, DeviceInfo, LoadOptions, LoadedProgram, MemoryUse, SampleOutcome, SampleRequest,
     SequenceSlice, StepBatch,
@@ -276,6 +277,11 @@ impl LoadedProgram for CpuProgram {
         let output = self.output();
         if let Some(request) = requests.iter().find(|request| request.row >= output.rows) {
             return batch_error("sample row", format!("below {}", output.rows), request.row);
+        }
+        let mut masks = requests.iter().filter_map(|request| request.mask);
+        if let Some(mask) = masks.find(|mask| !fits(mask, output.width)) {
+            let expected = format!("{} words that allow a token", output.width.div_ceil(32));
+            return batch_error("sample mask", expected, format!("{} words", mask.len()));
         }
         let sampler = &mut self.sampler;
         let outcome = |request: &SampleRequest<'_>| {

@@ -30,6 +30,7 @@ mod quantize_rows;
 mod rope;
 mod sampler;
 mod sampler_ladder;
+mod sampler_mask;
 mod sampler_passes;
 mod sampler_prefix;
 mod simd;

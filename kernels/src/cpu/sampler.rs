@@ -7,6 +7,7 @@ use galerne_core::sampling::{Candidate, TokenLogprobs};
 
 use super::isa::Isa;
 use super::sampler_ladder::{Edge, Scale};
+use super::sampler_mask::Packed;
 use super::sampler_passes::{Clean, First, Largest, clean};
 use super::sampler_prefix::Prefix;
 use super::simd::dispatch;
@@ -17,6 +18,7 @@ use crate::device::{SampleOutcome, SampleRequest};
 pub(crate) struct Sampler {
     isa: Isa,
     penalised: Vec<f32>,
+    packed: Packed,
     prefix: Prefix,
     kept: Vec<TokenId>,
 }
@@ -52,6 +54,7 @@ impl Sampler {
         Self {
             isa,
             penalised: Vec::new(),
+            packed: Packed::default(),
             prefix: Prefix::new(isa),
             kept: Vec::new(),
         }
@@ -59,7 +62,6 @@ impl Sampler {
 
     /// Serves one request from its row of raw logits.
     pub(crate) fn sample(&mut self, raw: &[f32], request: &SampleRequest<'_>) -> SampleOutcome {
-        let plan = request.plan;
         // Taken out, so that the row can be read while the rest of the sampler works.
         let mut room = std::mem::take(&mut self.penalised);
         let logits = if is_raw(request) {
@@ -68,35 +70,50 @@ impl Sampler {
             penalise(self.isa, &mut room, raw, request);
             &room
         };
-        let outcome = if plan.temperature == 0.0 {
-            self.greedy(raw, logits, request)
-        } else {
-            let row = Row::new(self.isa, logits, plan.temperature);
-            if plan.candidates > 0 {
-                self.candidates(row, request)
-            } else {
-                let token = self.draw(row, request);
-                self.token(raw, token, request.logprobs)
-            }
+        let mut outcome = match request.mask {
+            None => self.pick(logits, request),
+            Some(mask) => self.pick_allowed(logits, mask, request),
         };
         self.penalised = room;
+        if let SampleOutcome::Token { token, logprobs } = &mut outcome {
+            *logprobs = request.logprobs.map(|top| self.logprobs(raw, *token, top));
+        }
         outcome
     }
 
-    fn greedy(&mut self, raw: &[f32], logits: &[f32], request: &SampleRequest<'_>) -> SampleOutcome {
+    /// Picks among the tokens of a mask.
+    fn pick_allowed(&mut self, logits: &[f32], mask: &[u32], request: &SampleRequest<'_>) -> SampleOutcome {
+        let mut packed = std::mem::take(&mut self.packed);
+        packed.fill(logits, mask);
+        let mut outcome = self.pick(packed.logits(), request);
+        match &mut outcome {
+            SampleOutcome::Token { token, .. } => *token = packed.token(mask, *token),
+            SampleOutcome::Candidates(candidates) => {
+                for candidate in candidates {
+                    candidate.token = packed.token(mask, candidate.token);
+                }
+            }
+        }
+        self.packed = packed;
+        outcome
+    }
+
+    /// The token or the candidates, without log-probabilities under the raw logits.
+    fn pick(&mut self, logits: &[f32], request: &SampleRequest<'_>) -> SampleOutcome {
+        let plan = request.plan;
+        if plan.temperature > 0.0 {
+            let row = Row::new(self.isa, logits, plan.temperature);
+            if plan.candidates > 0 {
+                return self.candidates(row, request);
+            }
+            return drawn(self.draw(row, request));
+        }
         let token = argmax(self.isa, logits);
-        if request.plan.candidates > 0 {
+        if plan.candidates > 0 {
             // The limit of ever lower temperatures: all probability on one token.
             return SampleOutcome::Candidates(vec![Candidate { token, logprob: 0.0 }]);
         }
-        self.token(raw, token, request.logprobs)
-    }
-
-    fn token(&mut self, raw: &[f32], token: TokenId, logprobs: Option<u32>) -> SampleOutcome {
-        SampleOutcome::Token {
-            token,
-            logprobs: logprobs.map(|top| self.logprobs(raw, token, top)),
-        }
+        drawn(token)
     }
 
     fn draw(&mut self, row: Row<'_>, request: &SampleRequest<'_>) -> TokenId {
@@ -195,6 +212,13 @@ impl Sampler {
             logprob: candidate(token).logprob,
             top: self.prefix.top(raw, top as usize).map(candidate).collect(),
         }
+    }
+}
+
+fn drawn(token: TokenId) -> SampleOutcome {
+    SampleOutcome::Token {
+        token,
+        logprobs: None,
     }
 }
 

@@ -1,10 +1,12 @@
 //! `galerne bench engine`: prefill, decode and batched decode of a packaged model through the real engine.
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
+use galerne_core::grammar::{GrammarSession, GrammarSource};
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
 use galerne_core::sampling::SamplingPlan;
 use galerne_engine::request::{Event, EventSink, Request, Sampling};
@@ -53,12 +55,22 @@ pub(super) struct EngineBenchArgs {
     /// Also decode with this sampling guest, alternating with plain sampling, and print the ratio
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
+    /// Also decode under this JSON schema, alternating with plain sampling, and print the ratio; without FILE an array of
+    /// objects
+    #[arg(long, value_name = "FILE")]
+    schema: Option<Option<PathBuf>>,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
+
+/// Names, numbers and text as services ask for them, and always another one: it does not end before `--decode` tokens.
+const SCHEMA: &str = r#"{"type": "array", "minItems": 10000, "items": {"type": "object", "additionalProperties": false,
+    "required": ["name", "kind", "price", "tags", "note"], "properties": {"name": {"type": "string", "maxLength": 40},
+    "kind": {"enum": ["book", "film", "place"]}, "price": {"type": "number", "minimum": 0},
+    "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 4}, "note": {"type": ["string", "null"]}}}}"#;
 
 /// One measured figure in tokens per second.
 #[derive(Debug, Serialize)]
@@ -143,6 +155,14 @@ struct Bench<'a> {
     args: &'a EngineBenchArgs,
 }
 
+/// What decides the tokens of a run, beside a plan at temperature 1.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    Plain,
+    Guest(&'a str),
+    Grammar(&'a GrammarSource),
+}
+
 /// When each token of a sequence came.
 struct Times {
     begin: Instant,
@@ -153,14 +173,14 @@ impl Bench<'_> {
     fn all(&self) -> Result<Vec<Figure>> {
         let mut figures = Vec::new();
         // The first run pays for page faults and frequency changes; it does not count.
-        self.decode(1, 16, None)?;
+        self.decode(1, 16, Way::Plain)?;
         for &tokens in &self.args.prefill {
             self.prefill(tokens)?;
             let rates = self.repeat(|| self.prefill(tokens))?;
             self.push(&mut figures, format!("prefill {tokens}"), rates)?;
         }
         for &sequences in &self.args.batch {
-            let rates = self.repeat(|| self.decode(sequences, self.args.decode, None))?;
+            let rates = self.repeat(|| self.decode(sequences, self.args.decode, Way::Plain))?;
             self.push(
                 &mut figures,
                 format!("decode {} x {sequences}", self.args.decode),
@@ -168,7 +188,11 @@ impl Bench<'_> {
             )?;
         }
         if let Some(name) = &self.args.sampler {
-            self.compare(name, &mut figures)?;
+            self.compare(&format!("guest {name}"), Way::Guest(name), &mut figures)?;
+        }
+        if let Some(file) = &self.args.schema {
+            let source = GrammarSource::JsonSchema(schema(file.as_deref())?);
+            self.compare("schema", Way::Grammar(&source), &mut figures)?;
         }
         Ok(figures)
     }
@@ -189,23 +213,23 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Alternates plain and guest sampling at batch 1, each first in turn, so that a drifting machine moves both.
-    fn compare(&self, name: &str, figures: &mut Vec<Figure>) -> Result<()> {
-        let (mut plain, mut guest, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    /// Alternates plain sampling and another way at batch 1, each first in turn, so that a drifting machine moves both.
+    fn compare(&self, name: &str, way: Way<'_>, figures: &mut Vec<Figure>) -> Result<()> {
+        let (mut plain, mut other, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for pair in 0..self.args.runs * PAIRS_PER_RUN {
-            let mut both = [(None, 0.0), (Some(name), 0.0)];
+            let mut both = [(Way::Plain, 0.0), (way, 0.0)];
             both.rotate_left(pair as usize % 2);
-            for (sampler, rate) in &mut both {
-                *rate = self.decode(1, self.args.decode, *sampler)?;
+            for (way, rate) in &mut both {
+                *rate = self.decode(1, self.args.decode, *way)?;
             }
             both.rotate_left(pair as usize % 2);
             let [(_, without), (_, with)] = both;
             plain.push(without);
-            guest.push(with);
+            other.push(with);
             ratios.push(with / without);
         }
         self.push(figures, "decode, plain sampling".to_owned(), plain)?;
-        self.push(figures, format!("decode, guest {name}"), guest)?;
+        self.push(figures, format!("decode, {name}"), other)?;
         ratios.sort_by(f64::total_cmp);
         if !self.args.json {
             println!(
@@ -222,7 +246,7 @@ impl Bench<'_> {
     /// Prompt tokens over the time to the first output token.
     fn prefill(&self, tokens: u32) -> Result<f64> {
         let (sender, receiver) = channel();
-        let begin = self.submit(0, tokens, 1, Sampling::Plan(greedy()), sender)?;
+        let begin = self.submit(0, tokens, 1, (Sampling::Plan(greedy()), None), sender)?;
         let times = collect(1, &receiver, &[begin])?;
         let first = times[0].tokens.first().context("no token came")?;
         Ok(f64::from(tokens) / (*first - times[0].begin).as_secs_f64())
@@ -230,18 +254,20 @@ impl Bench<'_> {
 
     /// Output tokens of all sequences over the time between the last first token and the first last token:
     /// only while all of them decode.
-    fn decode(&self, sequences: u32, tokens: u32, sampler: Option<&str>) -> Result<f64> {
+    fn decode(&self, sequences: u32, tokens: u32, way: Way<'_>) -> Result<f64> {
         let (sender, receiver) = channel();
         let mut begins = Vec::new();
         for index in 0..sequences {
-            let sampling = match sampler {
-                None => Sampling::Plan(SamplingPlan {
-                    temperature: 1.0,
-                    ..SamplingPlan::default()
-                }),
-                Some(name) => self.guest(name)?,
+            let plan = Sampling::Plan(SamplingPlan::default());
+            let decided = match way {
+                Way::Plain => (plan, None),
+                Way::Guest(name) => (self.guest(name)?, None),
+                Way::Grammar(source) => {
+                    let waker = self.model.engine.waker();
+                    (plan, Some(self.model.grammars.session(source, waker)?))
+                }
             };
-            begins.push(self.submit(index, self.args.context, tokens, sampling, sender.clone())?);
+            begins.push(self.submit(index, self.args.context, tokens, decided, sender.clone())?);
         }
         let times = collect(sequences as usize, &receiver, &begins)?;
         let from = times
@@ -279,7 +305,7 @@ impl Bench<'_> {
         index: u32,
         prompt_tokens: u32,
         tokens_max: u32,
-        sampling: Sampling,
+        (sampling, grammar): (Sampling, Option<Box<dyn GrammarSession>>),
         sender: Sender<(usize, Arrival)>,
     ) -> Result<Instant> {
         let vocabulary = self.model.engine.vocabulary();
@@ -295,6 +321,7 @@ impl Bench<'_> {
             stop_tokens: Vec::new(),
             ignore_eos: true,
             sampling,
+            grammar,
             seed: u64::from(index),
             logprobs: None,
             use_prefix_cache: false,
@@ -309,6 +336,14 @@ impl Bench<'_> {
         )?;
         Ok(begin)
     }
+}
+
+fn schema(file: Option<&Path>) -> Result<serde_json::Value> {
+    let Some(file) = file else {
+        return Ok(serde_json::from_str(SCHEMA)?);
+    };
+    let text = std::fs::read_to_string(file).with_context(|| format!("read schema {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("schema {}", file.display()))
 }
 
 fn greedy() -> SamplingPlan {

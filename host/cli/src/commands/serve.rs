@@ -165,6 +165,7 @@ fn load_model(
         engine: running.engine,
         tokenizer: running.tokenizer,
         chat: running.chat,
+        grammars: running.grammars,
         template: manifest.chat.template.clone(),
         stop_tokens: running.stop_tokens,
         prompt_prefix: running.prompt_prefix,

@@ -112,6 +112,9 @@ fn ranked(row: u64, request: &SampleRequest<'_>) -> Vec<Candidate> {
             logprob: logits[t as usize] - total,
         })
         .collect();
+    if let Some(mask) = request.mask {
+        all.retain(|c| mask[c.token.index() / 32] >> (c.token.0 % 32) & 1 == 1);
+    }
     all.sort_by(|a, b| b.logprob.total_cmp(&a.logprob));
     all
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 pub mod device;
+pub mod grammar;
 pub mod guest;
 
 use std::sync::{Arc, Mutex};
@@ -65,6 +66,7 @@ pub fn request(prompt: &[u32], tokens_max: u32) -> Request {
             temperature: 0.0,
             ..SamplingPlan::default()
         }),
+        grammar: None,
         seed: 7,
         logprobs: None,
         use_prefix_cache: true,

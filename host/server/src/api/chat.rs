@@ -10,13 +10,13 @@ use axum::response::{IntoResponse as _, Response};
 use galerne_core::chat::{ChatError, ChatOptions, Delta, Message, ToolCall, ToolSpec};
 use galerne_core::guest::ChatParser;
 use galerne_core::ids::TokenId;
-use galerne_engine::request::Sampling;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, short};
+use super::format::Verbatim;
 use super::generation::{Generation, Piece, token_text};
-use super::params::Params;
+use super::params::{Decoding, Params};
 use super::sse::{self, Answer, Frame};
 use super::state::{ApiState, ServedModel};
 use super::{blocking, parse_body};
@@ -37,14 +37,14 @@ pub(super) async fn chat(
     let fields = Fields::of(&body, "")?;
     let model = Arc::clone(state.model(fields.required_text("model")?)?);
     let request = read(&fields, &state, &model)?;
-    let (prompt, sampling, parser, request) = prepare(&state, &model, request).await?;
+    let (prompt, decoding, parser, request) = prepare(&state, &model, request).await?;
     let ids = request.params.return_token_ids.then(|| prompt.clone());
     let generation = Generation::start(
         &state,
         &model,
         &request.params,
         prompt,
-        sampling,
+        decoding,
         request.logprobs,
     )?;
     let id = format!("chatcmpl-{:016x}", state.unique());
@@ -95,10 +95,18 @@ fn read(fields: &Fields<'_>, state: &ApiState, model: &ServedModel) -> Result<Ch
             ));
         }
     };
+    let tools = tools(fields)?;
+    if let Some(format) = params.format.as_ref().filter(|_| !tools.is_empty()) {
+        return Err(ApiError::field(
+            format.param(),
+            "no tools with it, or tool_choice none (an answer that may call tools cannot be kept to a format yet)",
+            "both",
+        ));
+    }
     Ok(ChatRequest {
         params,
         messages,
-        tools: tools(fields)?,
+        tools,
         logprobs,
     })
 }
@@ -200,7 +208,7 @@ fn tools(fields: &Fields<'_>) -> Result<Vec<ToolSpec>, ApiError> {
         .collect()
 }
 
-type Prepared = (Vec<TokenId>, Sampling, Box<dyn ChatParser>, ChatRequest);
+type Prepared = (Vec<TokenId>, Decoding, Box<dyn ChatParser>, ChatRequest);
 
 /// Runs the guests that come before the first token, off the async threads.
 async fn prepare(
@@ -216,9 +224,12 @@ async fn prepare(
         };
         let segments = model.chat.render(&request.messages, &request.tools, &options)?;
         let prompt = model.tokenizer.encode_segments(&segments)?;
-        let sampling = request.params.sampling(&state, &model)?;
-        let parser = model.chat.parser(&options)?;
-        Ok::<_, ApiError>((prompt, sampling, parser, request))
+        let decoding = request.params.decoding(&state, &model)?;
+        let parser = match decoding.grammar {
+            None => model.chat.parser(&options)?,
+            Some(_) => Box::new(Verbatim),
+        };
+        Ok::<_, ApiError>((prompt, decoding, parser, request))
     })
     .await
 }

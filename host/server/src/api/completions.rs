@@ -54,18 +54,18 @@ pub(super) async fn completions(
         ));
     }
     let prompt = prompt(&fields)?;
-    let (prompt, sampling, params) = {
+    let (prompt, decoding, params) = {
         let (state, model) = (Arc::clone(&state), Arc::clone(&model));
         blocking(move || {
             let tokens = encode(prompt, &model)?;
-            let sampling = params.sampling(&state, &model)?;
-            Ok::<_, ApiError>((tokens, sampling, params))
+            let decoding = params.decoding(&state, &model)?;
+            Ok::<_, ApiError>((tokens, decoding, params))
         })
         .await?
     };
     let echoed = echo.then(|| model.tokenizer.decode(&prompt));
     let ids = params.return_token_ids.then(|| prompt.clone());
-    let generation = Generation::start(&state, &model, &params, prompt, sampling, logprobs)?;
+    let generation = Generation::start(&state, &model, &params, prompt, decoding, logprobs)?;
     let answer = TextAnswer {
         generation,
         id: format!("cmpl-{:016x}", state.unique()),

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use galerne_core::chat::ChatError;
+use galerne_core::grammar::GrammarError;
 use galerne_core::guest::GuestError;
 use galerne_engine::request::{SequenceError, SubmitError};
 use galerne_store::tokenizer::TokenizerError;
@@ -145,6 +146,7 @@ impl From<SequenceError> for ApiError {
             SequenceError::Plan(_) | SequenceError::Choice { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "guest_error", message)
             }
+            SequenceError::Grammar(error) => error.into(),
             SequenceError::Device(_) => Self::internal(message),
             SequenceError::EngineStopped => Self {
                 message,
@@ -163,6 +165,19 @@ impl From<GuestError> for ApiError {
                 "guest_error",
                 other.to_string(),
             ),
+        }
+    }
+}
+
+impl From<GrammarError> for ApiError {
+    fn from(error: GrammarError) -> Self {
+        let message = error.to_string();
+        match error {
+            GrammarError::Host { .. } => Self::internal(message),
+            GrammarError::Source { .. }
+            | GrammarError::TooLarge { .. }
+            | GrammarError::TooComplex { .. }
+            | GrammarError::Stuck { .. } => Self::invalid(message),
         }
     }
 }

@@ -6,13 +6,13 @@ use std::time::Instant;
 use galerne_core::ids::{SequenceId, TokenId};
 use galerne_core::sampling::TokenLogprobs;
 use galerne_engine::handle::EngineHandle;
-use galerne_engine::request::{Event, FinishReason, Request, Sampling};
+use galerne_engine::request::{Event, FinishReason, Request};
 use galerne_store::tokenizer::TokenStream;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::error::ApiError;
-use super::params::Params;
+use super::params::{Decoding, Params};
 use super::state::{ApiState, ServedModel};
 use super::stop::StopMatcher;
 
@@ -61,7 +61,7 @@ impl Generation {
         model: &Arc<ServedModel>,
         params: &Params,
         prompt: Vec<TokenId>,
-        sampling: Sampling,
+        decoding: Decoding,
         logprobs: Option<u32>,
     ) -> Result<Self, ApiError> {
         if !state.is_ready() {
@@ -91,7 +91,8 @@ impl Generation {
                 .unwrap_or(u32::try_from(room).unwrap_or(u32::MAX)),
             stop_tokens: model.stop_tokens.clone(),
             ignore_eos: params.ignore_eos,
-            sampling,
+            sampling: decoding.sampling,
+            grammar: decoding.grammar,
             seed: params.seed,
             logprobs,
             use_prefix_cache: true,

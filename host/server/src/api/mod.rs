@@ -4,6 +4,7 @@ mod chat;
 mod completions;
 mod error;
 mod fields;
+mod format;
 mod generation;
 mod metrics;
 mod params;

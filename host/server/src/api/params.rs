@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use galerne_core::grammar::GrammarSession;
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::SamplingPlan;
 use galerne_engine::request::Sampling;
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, short};
+use super::format::Format;
 use super::state::{ApiState, ServedModel};
 
 /// How an answer is generated, checked.
@@ -21,8 +23,15 @@ pub(super) struct Params {
     pub(super) return_token_ids: bool,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    pub(super) format: Option<Format>,
     plan: SamplingPlan,
     sampler: Option<(String, String)>,
+}
+
+/// What decides each token of one answer.
+pub(super) struct Decoding {
+    pub(super) sampling: Sampling,
+    pub(super) grammar: Option<Box<dyn GrammarSession>>,
 }
 
 impl Params {
@@ -49,13 +58,23 @@ impl Params {
             return_token_ids: fields.flag("return_token_ids")?,
             stream,
             include_usage,
+            format: Format::read(fields)?,
             plan: plan(fields, state.limits().biases_max, model)?,
             sampler: sampler(fields, state)?,
         })
     }
 
-    /// The plan, or a session of the sampling guest. Blocks while the guest starts.
-    pub(super) fn sampling(&self, state: &ApiState, model: &ServedModel) -> Result<Sampling, ApiError> {
+    /// Blocks while the sampling guest starts and the grammar is compiled.
+    pub(super) fn decoding(&self, state: &ApiState, model: &ServedModel) -> Result<Decoding, ApiError> {
+        let grammar = self.format.as_ref().map(|format| format.session(model));
+        Ok(Decoding {
+            sampling: self.sampling(state, model)?,
+            grammar: grammar.transpose()?,
+        })
+    }
+
+    /// The plan, or a session of the sampling guest.
+    fn sampling(&self, state: &ApiState, model: &ServedModel) -> Result<Sampling, ApiError> {
         let Some((name, params)) = &self.sampler else {
             return Ok(Sampling::Plan(self.plan.clone()));
         };

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use galerne_core::grammar::GrammarFactory;
 use galerne_core::guest::{ChatFormat, SamplerFactory};
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
 use galerne_engine::handle::EngineHandle;
@@ -25,6 +26,8 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to prompts, answers to parts.
     pub chat: Arc<dyn ChatFormat>,
+    /// What its answers can be made to match.
+    pub grammars: Arc<dyn GrammarFactory>,
     /// The template text of its tokenizer configuration.
     pub template: Option<String>,
     /// Tokens that end an answer.
