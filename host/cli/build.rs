@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// Guests that ship with the host, by file name under `target/guests`.
-const GUESTS: [&str; 4] = ["llama", "chatml", "mirostat", "pii-redact"];
+const GUESTS: [&str; 5] = ["llama", "chatml", "mirostat", "pii-redact", "calculator"];
 
 fn main() {
     let manifest =

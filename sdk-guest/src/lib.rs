@@ -20,6 +20,8 @@ pub mod graph;
 pub mod model;
 #[cfg(feature = "sampling")]
 pub mod sampling;
+#[cfg(feature = "tool")]
+pub mod tool;
 
 /// JSON values, for configurations and parameters.
 pub use serde_json as json;

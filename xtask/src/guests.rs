@@ -13,15 +13,17 @@ use crate::toolchain::{TARGET, Toolchain};
 use crate::{cargo, workspace_root};
 
 /// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the interfaces it exports, in the order of their names.
-const GUESTS: [(&str, &[&str]); 5] = [
+const GUESTS: [(&str, &[&str]); 6] = [
     ("llama", &[MODEL]),
     ("chatml", &["galerne:chat/format@0.1.0"]),
     ("mirostat", &["galerne:sampling/sampling@0.1.0"]),
     ("pii-redact", &[FILTER]),
-    ("hostile", &[FILTER, MODEL]),
+    ("calculator", &[TOOL]),
+    ("hostile", &[FILTER, MODEL, TOOL]),
 ];
 const FILTER: &str = "galerne:filter/filtering@0.1.0";
 const MODEL: &str = "galerne:model/architecture@0.1.0";
+const TOOL: &str = "galerne:tool/tools@0.1.0";
 
 /// The component of a guest.
 pub(crate) fn path(guest: &str) -> PathBuf {

@@ -245,6 +245,8 @@ pub enum World {
     Sampler,
     /// Filters.
     Filter,
+    /// Tools.
+    Tool,
 }
 
 impl std::fmt::Display for World {
@@ -254,6 +256,7 @@ impl std::fmt::Display for World {
             Self::Chat => "chat",
             Self::Sampler => "sampler",
             Self::Filter => "filter",
+            Self::Tool => "tool",
         })
     }
 }
@@ -297,4 +300,10 @@ pub trait GuestLoader: Send + Sync {
     /// # Errors
     /// As for [`load_sampler`](Self::load_sampler).
     fn load_filter(&self, source: GuestSource<'_>) -> Result<Arc<dyn FilterFactory>, GuestError>;
+
+    /// Loads tools.
+    ///
+    /// # Errors
+    /// As for [`load_sampler`](Self::load_sampler).
+    fn load_tool(&self, source: GuestSource<'_>) -> Result<Arc<dyn ToolFactory>, GuestError>;
 }

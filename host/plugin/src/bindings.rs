@@ -1,4 +1,4 @@
-//! Generated bindings of the four worlds, from `wit/`. Nothing else; conversions are in `convert/`.
+//! Generated bindings of the five worlds, from `wit/`. Nothing else; conversions are in `convert/`.
 
 /// `galerne:model/model@0.1.0`
 pub(crate) mod model {
@@ -29,5 +29,13 @@ pub(crate) mod filter {
     wasmtime::component::bindgen!({
         path: "../../wit/filter/0.1.0",
         world: "filter",
+    });
+}
+
+/// `galerne:tool/tool@0.1.0`
+pub(crate) mod tool {
+    wasmtime::component::bindgen!({
+        path: "../../wit/tool/0.1.0",
+        world: "tool",
     });
 }

@@ -19,6 +19,7 @@ use crate::limiter::StoreState;
 use crate::model::ModelGuest;
 use crate::runtime;
 use crate::sampler::SamplerGuest;
+use crate::tool::ToolGuest;
 use crate::workers::Workers;
 
 /// Settings of a [`PluginHost`].
@@ -149,6 +150,15 @@ impl PluginHost {
     /// The vocabulary cannot be used.
     pub fn grammars(&self, texts: &TokenTexts) -> Result<Grammars, GrammarError> {
         Grammars::new(Arc::clone(&self.shared), texts)
+    }
+
+    /// Loads a component of the world `galerne:tool/tool@0.1.0`. `name` is for messages.
+    ///
+    /// # Errors
+    /// Too large, no component, or it does not fit the world.
+    pub fn load_tool(&self, name: &str, component: &[u8]) -> Result<ToolGuest, GuestError> {
+        let (core, pre) = self.load(name, "galerne:tool/tool@0.1.0", component)?;
+        ToolGuest::new(core, pre)
     }
 
     /// The worlds and imports of a component.

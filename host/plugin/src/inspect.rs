@@ -10,6 +10,7 @@ const EXPORTS: &[(&str, World)] = &[
     ("galerne:chat/format", World::Chat),
     ("galerne:sampling/sampling", World::Sampler),
     ("galerne:filter/filtering", World::Filter),
+    ("galerne:tool/tools", World::Tool),
 ];
 /// The version of the contract this host speaks, for every world.
 const VERSION: &str = "0.1.0";

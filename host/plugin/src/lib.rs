@@ -1,7 +1,7 @@
 //! Runs guests: the only crate that knows wasmtime. Knows no engine, no HTTP, no files and no tokenizer.
 //!
-//! A guest is a component of one of four worlds (see `wit/`): [`ModelGuest`], [`ChatGuest`], [`SamplerGuest`] or
-//! [`FilterGuest`].
+//! A guest is a component of one of five worlds (see `wit/`): [`ModelGuest`], [`ChatGuest`], [`SamplerGuest`],
+//! [`FilterGuest`] or [`ToolGuest`].
 //! [`PluginHost`] compiles and links it; each call then runs in a store with limits of its own:
 //!
 //! - **Time**: a deadline per call. One thread advances the epoch every 10 ms while guests exist, and compiled
@@ -42,6 +42,7 @@ mod loader;
 mod model;
 mod runtime;
 mod sampler;
+mod tool;
 mod workers;
 
 pub use chat::ChatGuest;
@@ -51,3 +52,4 @@ pub use grammar::Grammars;
 pub use host::{PluginHost, PluginOptions};
 pub use model::ModelGuest;
 pub use sampler::SamplerGuest;
+pub use tool::ToolGuest;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use galerne_core::guest::{
-    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, SamplerFactory, World,
+    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, SamplerFactory, ToolFactory, World,
 };
 
 use crate::host::PluginHost;
@@ -18,6 +18,7 @@ impl GuestLoader for PluginHost {
                 World::Chat => drop(self.load_chat(source.name, source.component)?),
                 World::Sampler => drop(self.load_sampler(source.name, source.component)?),
                 World::Filter => drop(self.load_filter(source.name, source.component)?),
+                World::Tool => drop(self.load_tool(source.name, source.component)?),
             }
         }
         Ok(facts)
@@ -29,5 +30,9 @@ impl GuestLoader for PluginHost {
 
     fn load_filter(&self, source: GuestSource<'_>) -> Result<Arc<dyn FilterFactory>, GuestError> {
         Ok(Arc::new(self.load_filter(source.name, source.component)?))
+    }
+
+    fn load_tool(&self, source: GuestSource<'_>) -> Result<Arc<dyn ToolFactory>, GuestError> {
+        Ok(Arc::new(self.load_tool(source.name, source.component)?))
     }
 }

@@ -38,6 +38,7 @@ fn the_first_party_guests_fit() {
         ("chatml", World::Chat),
         ("mirostat", World::Sampler),
         ("pii-redact", World::Filter),
+        ("calculator", World::Tool),
     ];
     for (name, world) in all {
         let Some(component) = guests::built(name) else {

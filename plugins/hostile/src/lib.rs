@@ -1,7 +1,8 @@
-//! An architecture and a filter that do what a hostile author might, by a word in `config.json` or in the filter's
-//! parameters: for tests of the host.
+//! An architecture, a filter and tools that do what a hostile author might, by a word in `config.json` or in the
+//! others' parameters: for tests of the host.
 
 mod filter;
+mod tool;
 
 use galerne_sdk::graph::GraphBuilder;
 use galerne_sdk::json::Value;
