@@ -115,8 +115,7 @@ impl Chooser<'_> {
 /// A file that cannot be read or is no sampler, or a malformed `NAME=FILE`.
 pub fn samplers(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Arc<dyn SamplerFactory>>> {
     by_name("--sampler", SAMPLERS, own, |name, component| {
-        let guest: Arc<dyn SamplerFactory> = Arc::new(host.load_sampler(name, component)?);
-        Ok(guest)
+        host.load_sampler(name, component)
     })
 }
 
@@ -126,8 +125,7 @@ pub fn samplers(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Ar
 /// A file that cannot be read or is no filter, or a malformed `NAME=FILE`.
 pub fn filters(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Arc<dyn FilterFactory>>> {
     by_name("--filter", FILTERS, own, |name, component| {
-        let guest: Arc<dyn FilterFactory> = Arc::new(host.load_filter(name, component)?);
-        Ok(guest)
+        host.load_filter(name, component)
     })
 }
 

@@ -194,7 +194,7 @@ pub fn start(
         stop_tokens,
         prompt_prefix: package.prompt_prefix(&tokenizer)?,
         tokenizer,
-        chat: Arc::new(chat),
+        chat,
         grammars: Arc::new(grammars),
         memory,
     })

@@ -11,7 +11,6 @@ use common::{MODEL, alone, data, golden, plugins};
 use galerne::config::{DeviceArgs, KvDtypeArg, PrecisionArg};
 use galerne::load;
 use galerne_core::chat::{ChatOptions, Message, Segment};
-use galerne_core::guest::ChatFormat as _;
 use galerne_core::ids::{BlockId, TenantId, TenantSalt, TokenId};
 use galerne_core::sampling::SamplingPlan;
 use galerne_engine::handle::{self, EngineHandle, EngineOptions};

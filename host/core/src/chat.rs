@@ -74,7 +74,7 @@ pub enum Delta {
 }
 
 /// Why a chat format failed.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
 pub enum ChatError {
     /// The messages cannot be rendered: the caller's mistake.
     #[error("messages cannot be rendered: {0}")]

@@ -1,10 +1,12 @@
 //! What filters see and say, as plain data: requests, verdicts, the channels of an answer. Knows no guest runtime.
 
+use serde::{Deserialize, Serialize};
+
 use crate::chat::{Message, ToolSpec};
 use crate::guest::GuestError;
 
 /// What a filter's session knows of the request it serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestInfo {
     /// The request's id, as the client sees it in the answer.
     pub id: String,
@@ -13,7 +15,7 @@ pub struct RequestInfo {
 }
 
 /// What the model is to see.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilterRequest {
     /// Oldest first.
     pub messages: Vec<Message>,
@@ -22,7 +24,7 @@ pub struct FilterRequest {
 }
 
 /// What becomes of a request that is not refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// It goes on as it is.
     Pass,
@@ -31,7 +33,7 @@ pub enum Verdict {
 }
 
 /// A filter's refusal of a request or of an answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("filter \"{filter}\" refused with status {status}: {reason}")]
 pub struct Refusal {
     /// The filter's name.
@@ -50,7 +52,7 @@ impl Refusal {
 }
 
 /// A stream of text within an answer. Channels advance independently.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Channel {
     /// Text for the reader.
     Content,
@@ -61,7 +63,7 @@ pub enum Channel {
 }
 
 /// Why a request or its answer cannot go on.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
 pub enum FilterError {
     /// The filter does not let it.
     #[error(transparent)]

@@ -1,17 +1,19 @@
 //! Where engine and guests meet: traits the plugin crate implements and the engine and server call.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
+use crate::graph::Graph;
 use crate::ids::TokenId;
 use crate::sampling::{Candidate, PlanError, SamplingPlan};
 use crate::tool::ToolError;
 
 /// Why a guest's call failed. It ends the request it served and nothing else.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
 pub enum GuestError {
     /// The guest executed `unreachable`, overflowed its stack, or broke the component ABI.
     #[error("guest \"{guest}\" trapped in {call}: {reason}")]
@@ -19,7 +21,7 @@ pub enum GuestError {
         /// The guest's name.
         guest: String,
         /// The called function.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// The runtime's description.
         reason: String,
     },
@@ -29,7 +31,7 @@ pub enum GuestError {
         /// The guest's name.
         guest: String,
         /// The called function.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// The limit.
         limit_ms: u64,
     },
@@ -39,7 +41,7 @@ pub enum GuestError {
         /// The guest's name.
         guest: String,
         /// The called function.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// Which limit, and its value.
         limit: String,
     },
@@ -49,7 +51,7 @@ pub enum GuestError {
         /// The guest's name.
         guest: String,
         /// The called function.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// The guest's message.
         message: String,
     },
@@ -67,9 +69,9 @@ pub enum GuestError {
         /// The guest's name.
         guest: String,
         /// The called function.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// What the contract asks for.
-        expected: &'static str,
+        expected: Cow<'static, str>,
         /// What came.
         got: String,
     },
@@ -79,14 +81,24 @@ pub enum GuestError {
         /// The guest's name.
         guest: String,
         /// Package, world and version.
-        world: &'static str,
+        world: Cow<'static, str>,
         /// Missing or unexpected imports and exports.
+        reason: String,
+    },
+    /// The process the guest ran in is gone, and with it every request it served.
+    #[error("guest \"{guest}\" lost its process in {call}: {reason}; try again")]
+    Process {
+        /// The guest's name.
+        guest: String,
+        /// The called function.
+        call: Cow<'static, str>,
+        /// How it ended.
         reason: String,
     },
 }
 
 /// What a sampling guest is told before a step.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanStep {
     /// Output tokens so far.
     pub position: u32,
@@ -134,8 +146,31 @@ pub trait SamplerFactory: Send + Sync {
     ) -> Result<Box<dyn SamplerSession>, GuestError>;
 }
 
+/// An architecture guest that is loaded.
+pub trait Architecture: Send + Sync {
+    /// The `model_type` values of `config.json` this guest builds. Blocks for at most the per-request deadline.
+    ///
+    /// # Errors
+    /// The guest trapped, ran late or exceeded a limit.
+    fn model_types(&self) -> Result<Vec<String>, GuestError>;
+
+    /// The graph of the model with this `config.json`: foreign data, to be validated. Blocks for at most the
+    /// per-model deadline.
+    ///
+    /// # Errors
+    /// The guest refused the configuration, trapped, ran late or exceeded a limit.
+    fn build(&self, config_json: &str) -> Result<Graph, GuestError>;
+}
+
 /// A chat format guest that is loaded.
 pub trait ChatFormat: Send + Sync {
+    /// Whether a model with this template text and these special tokens speaks this format. Blocks for at most the
+    /// per-request deadline.
+    ///
+    /// # Errors
+    /// The guest trapped, ran late or exceeded a limit.
+    fn recognises(&self, template: Option<&str>, special_tokens: &[String]) -> Result<bool, GuestError>;
+
     /// The conversation as segments of text and special tokens, ready to be tokenized. Blocks.
     ///
     /// # Errors

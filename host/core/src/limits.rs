@@ -129,6 +129,57 @@ impl Default for GrammarLimits {
     }
 }
 
+/// Bounds on the process that compiles one component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompileLimits {
+    /// From its start to its last byte.
+    pub wall: Duration,
+    /// CPU time of all its threads together; whole seconds count.
+    pub cpu: Duration,
+    /// Private memory it may write.
+    pub memory_bytes_max: u64,
+    /// Bytes of compiled code.
+    pub artifact_bytes_max: usize,
+}
+
+impl Default for CompileLimits {
+    fn default() -> Self {
+        Self {
+            wall: Duration::from_secs(60),
+            cpu: Duration::from_secs(120),
+            memory_bytes_max: 4 << 30,
+            artifact_bytes_max: 256 << 20,
+        }
+    }
+}
+
+/// Bounds on a cell, the process that runs a tenant's guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CellLimits {
+    /// Private memory it may write, all its guests together.
+    pub memory_bytes_max: u64,
+    /// Bytes of one message to or from it, besides compiled code.
+    pub message_bytes_max: usize,
+    /// How long past a call's own deadline it may be silent before it is ended.
+    pub slack: Duration,
+    /// Wait before it is started again after its first failure; doubles with every further one.
+    pub restart_min: Duration,
+    /// The longest such wait.
+    pub restart_max: Duration,
+}
+
+impl Default for CellLimits {
+    fn default() -> Self {
+        Self {
+            memory_bytes_max: 8 << 30,
+            message_bytes_max: 32 << 20,
+            slack: Duration::from_secs(2),
+            restart_min: Duration::from_millis(50),
+            restart_max: Duration::from_secs(10),
+        }
+    }
+}
+
 /// Bounds of the engine's queues and steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineLimits {

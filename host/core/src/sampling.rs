@@ -1,5 +1,7 @@
 //! What decides the next token: a plan the device executes, and the candidates a guest may choose from.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::TokenId;
@@ -52,13 +54,13 @@ impl Default for SamplingPlan {
 }
 
 /// A plan that cannot be executed, with the field that is wrong.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
 #[error("sampling plan: {field} must be {expected}, got {got}")]
 pub struct PlanError {
     /// The field of [`SamplingPlan`].
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     /// What would be accepted.
-    pub expected: &'static str,
+    pub expected: Cow<'static, str>,
     /// What came.
     pub got: String,
 }
@@ -69,13 +71,13 @@ impl SamplingPlan {
     /// # Errors
     /// The first field out of range.
     pub fn check(&self, vocabulary: u32, candidates_max: usize) -> Result<(), PlanError> {
-        let range = |field, value: f32, low: f32, high: f32, expected| {
+        let range = |field: &'static str, value: f32, low: f32, high: f32, expected: &'static str| {
             if value.is_finite() && (low..=high).contains(&value) {
                 Ok(())
             } else {
                 Err(PlanError {
-                    field,
-                    expected,
+                    field: field.into(),
+                    expected: expected.into(),
                     got: value.to_string(),
                 })
             }
@@ -110,8 +112,8 @@ impl SamplingPlan {
         }
         if self.bias.len() > vocabulary as usize {
             return Err(PlanError {
-                field: "bias",
-                expected: "at most one entry per token",
+                field: "bias".into(),
+                expected: "at most one entry per token".into(),
                 got: self.bias.len().to_string(),
             });
         }
@@ -120,15 +122,15 @@ impl SamplingPlan {
         }
         if self.forced.len() > 4_096 {
             return Err(PlanError {
-                field: "forced",
-                expected: "at most 4096 tokens",
+                field: "forced".into(),
+                expected: "at most 4096 tokens".into(),
                 got: self.forced.len().to_string(),
             });
         }
         if self.candidates as usize > candidates_max {
             return Err(PlanError {
-                field: "candidates",
-                expected: "within the host's limit",
+                field: "candidates".into(),
+                expected: "within the host's limit".into(),
                 got: self.candidates.to_string(),
             });
         }
@@ -141,8 +143,8 @@ fn check_token(field: &'static str, token: TokenId, vocabulary: u32) -> Result<(
         Ok(())
     } else {
         Err(PlanError {
-            field,
-            expected: "tokens of the vocabulary",
+            field: field.into(),
+            expected: "tokens of the vocabulary".into(),
             got: token.to_string(),
         })
     }

@@ -6,7 +6,7 @@ use crate::guest::GuestError;
 const NAME_BYTES_MAX: usize = 64;
 
 /// Why a tool's call has no answer.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum ToolError {
     /// The arguments do not fit, in words for the model: it may try again.
     #[error("{0}")]

@@ -66,9 +66,9 @@ impl Admission {
             plan.check(vocabulary, self.limits.candidates_max)?;
             if plan.candidates > 0 {
                 let got = plan.candidates.to_string();
-                let expected = "0 without a sampling guest, who else would choose";
+                let expected = "0 without a sampling guest, who else would choose".into();
                 return Err(PlanError {
-                    field: "candidates",
+                    field: "candidates".into(),
                     expected,
                     got,
                 }

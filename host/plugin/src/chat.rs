@@ -13,15 +13,9 @@ use crate::instance::GuestCore;
 use crate::limiter::StoreState;
 
 /// A guest of the world `galerne:chat/chat@0.1.0`. Calls other than a parser's run in a fresh instance each.
-pub struct ChatGuest {
+pub(crate) struct ChatGuest {
     core: GuestCore,
     pre: ChatPre<StoreState>,
-}
-
-impl std::fmt::Debug for ChatGuest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.core.fmt(f)
-    }
 }
 
 impl ChatGuest {
@@ -30,13 +24,10 @@ impl ChatGuest {
         core.try_out(pre.instance_pre(), |store, instance| Chat::new(store, instance))?;
         Ok(Self { core, pre })
     }
+}
 
-    /// Whether a model with this template text and these special tokens speaks this format. Blocks for at most the
-    /// per-request deadline.
-    ///
-    /// # Errors
-    /// The guest trapped, ran late or exceeded a limit.
-    pub fn recognises(&self, template: Option<&str>, special_tokens: &[String]) -> Result<bool, GuestError> {
+impl ChatFormat for ChatGuest {
+    fn recognises(&self, template: Option<&str>, special_tokens: &[String]) -> Result<bool, GuestError> {
         let mut store = self.core.store();
         let limit = self.core.limits().request_deadline;
         self.core.call(&mut store, "recognises", limit, |store| {
@@ -45,9 +36,7 @@ impl ChatGuest {
                 .call_recognises(store, template, special_tokens)
         })
     }
-}
 
-impl ChatFormat for ChatGuest {
     fn render(
         &self,
         messages: &[Message],

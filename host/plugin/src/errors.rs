@@ -59,19 +59,19 @@ impl CallContext<'_> {
         if matches!(error.downcast_ref::<Trap>(), Some(Trap::Interrupt)) {
             return GuestError::Deadline {
                 guest: self.guest.to_owned(),
-                call: self.call,
+                call: self.call.into(),
                 limit_ms: u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX),
             };
         }
         match self.exceeded(error) {
             Some(limit) => GuestError::Limit {
                 guest: self.guest.to_owned(),
-                call: self.call,
+                call: self.call.into(),
                 limit,
             },
             None => GuestError::Trap {
                 guest: self.guest.to_owned(),
-                call: self.call,
+                call: self.call.into(),
                 reason: reason(error),
             },
         }

@@ -20,15 +20,9 @@ const ON_TEXT: &str = "on-text";
 const FINISH: &str = "finish";
 
 /// A guest of the world `galerne:filter/filter@0.1.0`. Each session has its own instance.
-pub struct FilterGuest {
+pub(crate) struct FilterGuest {
     core: GuestCore,
     pre: FilterPre<StoreState>,
-}
-
-impl std::fmt::Debug for FilterGuest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.core.fmt(f)
-    }
 }
 
 impl FilterGuest {

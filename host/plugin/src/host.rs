@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use galerne_core::grammar::{GrammarError, TokenTexts};
-use galerne_core::guest::{GuestError, GuestFacts};
+use galerne_core::guest::{
+    Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, SamplerFactory, ToolFactory,
+};
 use galerne_core::limits::{EngineLimits, GrammarLimits, GuestLimits};
 use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
@@ -112,36 +114,36 @@ impl PluginHost {
     ///
     /// # Errors
     /// Too large, no component, or it does not fit the world.
-    pub fn load_model(&self, name: &str, component: &[u8]) -> Result<ModelGuest, GuestError> {
+    pub fn load_model(&self, name: &str, component: &[u8]) -> Result<Arc<dyn Architecture>, GuestError> {
         let (core, pre) = self.load(name, "galerne:model/model@0.1.0", component)?;
-        ModelGuest::new(core, pre)
+        Ok(Arc::new(ModelGuest::new(core, pre)?))
     }
 
     /// Loads a component of the world `galerne:chat/chat@0.1.0`. `name` is for messages.
     ///
     /// # Errors
     /// Too large, no component, or it does not fit the world.
-    pub fn load_chat(&self, name: &str, component: &[u8]) -> Result<ChatGuest, GuestError> {
+    pub fn load_chat(&self, name: &str, component: &[u8]) -> Result<Arc<dyn ChatFormat>, GuestError> {
         let (core, pre) = self.load(name, "galerne:chat/chat@0.1.0", component)?;
-        ChatGuest::new(core, pre)
+        Ok(Arc::new(ChatGuest::new(core, pre)?))
     }
 
     /// Loads a component of the world `galerne:sampling/sampler@0.1.0`. `name` is for messages.
     ///
     /// # Errors
     /// Too large, no component, or it does not fit the world.
-    pub fn load_sampler(&self, name: &str, component: &[u8]) -> Result<SamplerGuest, GuestError> {
+    pub fn load_sampler(&self, name: &str, component: &[u8]) -> Result<Arc<dyn SamplerFactory>, GuestError> {
         let (core, pre) = self.load(name, "galerne:sampling/sampler@0.1.0", component)?;
-        SamplerGuest::new(core, pre)
+        Ok(Arc::new(SamplerGuest::new(core, pre)?))
     }
 
     /// Loads a component of the world `galerne:filter/filter@0.1.0`. `name` is for messages.
     ///
     /// # Errors
     /// Too large, no component, or it does not fit the world.
-    pub fn load_filter(&self, name: &str, component: &[u8]) -> Result<FilterGuest, GuestError> {
+    pub fn load_filter(&self, name: &str, component: &[u8]) -> Result<Arc<dyn FilterFactory>, GuestError> {
         let (core, pre) = self.load(name, "galerne:filter/filter@0.1.0", component)?;
-        FilterGuest::new(core, pre)
+        Ok(Arc::new(FilterGuest::new(core, pre)?))
     }
 
     /// Prepares grammars over a model's vocabulary. Takes some milliseconds.
@@ -156,9 +158,9 @@ impl PluginHost {
     ///
     /// # Errors
     /// Too large, no component, or it does not fit the world.
-    pub fn load_tool(&self, name: &str, component: &[u8]) -> Result<ToolGuest, GuestError> {
+    pub fn load_tool(&self, name: &str, component: &[u8]) -> Result<Arc<dyn ToolFactory>, GuestError> {
         let (core, pre) = self.load(name, "galerne:tool/tool@0.1.0", component)?;
-        ToolGuest::new(core, pre)
+        Ok(Arc::new(ToolGuest::new(core, pre)?))
     }
 
     /// The worlds and imports of a component.

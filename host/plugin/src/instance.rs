@@ -24,15 +24,6 @@ pub(crate) struct GuestCore {
     pub(crate) world: &'static str,
 }
 
-impl std::fmt::Debug for GuestCore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GuestCore")
-            .field("name", &self.name)
-            .field("world", &self.world)
-            .finish_non_exhaustive()
-    }
-}
-
 impl GuestCore {
     /// The bounds of this guest.
     pub(crate) fn limits(&self) -> &GuestLimits {
@@ -96,7 +87,7 @@ impl GuestCore {
     pub(crate) fn refused(&self, call: &'static str, message: &str) -> GuestError {
         GuestError::Refused {
             guest: self.name.to_string(),
-            call,
+            call: call.into(),
             message: bounded(message),
         }
     }
@@ -105,8 +96,8 @@ impl GuestCore {
     pub(crate) fn bad_answer(&self, call: &'static str, expected: &'static str, got: &str) -> GuestError {
         GuestError::Answer {
             guest: self.name.to_string(),
-            call,
-            expected,
+            call: call.into(),
+            expected: expected.into(),
             got: bounded(got),
         }
     }
@@ -115,7 +106,7 @@ impl GuestCore {
     pub(crate) fn over_limit(&self, call: &'static str, limit: String) -> GuestError {
         GuestError::Limit {
             guest: self.name.to_string(),
-            call,
+            call: call.into(),
             limit,
         }
     }
@@ -125,7 +116,7 @@ impl GuestCore {
         tracing::error!(guest = %self.name, call, bug, "bug of the host in a guest's call");
         GuestError::Trap {
             guest: self.name.to_string(),
-            call,
+            call: call.into(),
             reason: format!("bug of the host: {bug}"),
         }
     }
@@ -139,7 +130,7 @@ impl GuestCore {
     pub(crate) fn link_reason(&self, reason: String) -> GuestError {
         GuestError::Link {
             guest: self.name.to_string(),
-            world: self.world,
+            world: self.world.into(),
             reason,
         }
     }

@@ -1,8 +1,7 @@
 //! Runs guests: the only crate that knows wasmtime. Knows no engine, no HTTP, no files and no tokenizer.
 //!
-//! A guest is a component of one of five worlds (see `wit/`): [`ModelGuest`], [`ChatGuest`], [`SamplerGuest`],
-//! [`FilterGuest`] or [`ToolGuest`].
-//! [`PluginHost`] compiles and links it; each call then runs in a store with limits of its own:
+//! A guest is a component of one of five worlds (see `wit/`). [`PluginHost`] compiles and links it, and gives it as one of
+//! the traits of [`galerne_core::guest`]; each call then runs in a store with limits of its own:
 //!
 //! - **Time**: a deadline per call. One thread advances the epoch every 10 ms while guests exist, and compiled
 //!   code checks it at every loop and function entry, so a call ends at most two ticks late.
@@ -45,11 +44,6 @@ mod sampler;
 mod tool;
 mod workers;
 
-pub use chat::ChatGuest;
 pub use errors::PluginError;
-pub use filter::FilterGuest;
 pub use grammar::Grammars;
 pub use host::{PluginHost, PluginOptions};
-pub use model::ModelGuest;
-pub use sampler::SamplerGuest;
-pub use tool::ToolGuest;

@@ -25,14 +25,14 @@ impl GuestLoader for PluginHost {
     }
 
     fn load_sampler(&self, source: GuestSource<'_>) -> Result<Arc<dyn SamplerFactory>, GuestError> {
-        Ok(Arc::new(self.load_sampler(source.name, source.component)?))
+        Self::load_sampler(self, source.name, source.component)
     }
 
     fn load_filter(&self, source: GuestSource<'_>) -> Result<Arc<dyn FilterFactory>, GuestError> {
-        Ok(Arc::new(self.load_filter(source.name, source.component)?))
+        Self::load_filter(self, source.name, source.component)
     }
 
     fn load_tool(&self, source: GuestSource<'_>) -> Result<Arc<dyn ToolFactory>, GuestError> {
-        Ok(Arc::new(self.load_tool(source.name, source.component)?))
+        Self::load_tool(self, source.name, source.component)
     }
 }

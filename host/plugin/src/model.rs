@@ -1,7 +1,7 @@
 //! A loaded architecture guest. Knows nothing of what a graph means.
 
 use galerne_core::graph::Graph;
-use galerne_core::guest::GuestError;
+use galerne_core::guest::{Architecture, GuestError};
 use wasmtime::component::InstancePre;
 
 use crate::bindings::model::exports::galerne::model::architecture::Error;
@@ -11,15 +11,9 @@ use crate::instance::GuestCore;
 use crate::limiter::StoreState;
 
 /// A guest of the world `galerne:model/model@0.1.0`. Each call runs in a fresh instance.
-pub struct ModelGuest {
+pub(crate) struct ModelGuest {
     core: GuestCore,
     pre: ModelPre<StoreState>,
-}
-
-impl std::fmt::Debug for ModelGuest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.core.fmt(f)
-    }
 }
 
 impl ModelGuest {
@@ -28,12 +22,10 @@ impl ModelGuest {
         core.try_out(pre.instance_pre(), |store, instance| Model::new(store, instance))?;
         Ok(Self { core, pre })
     }
+}
 
-    /// The `model_type` values of `config.json` this guest builds. Blocks for at most the per-request deadline.
-    ///
-    /// # Errors
-    /// The guest trapped, ran late or exceeded a limit.
-    pub fn model_types(&self) -> Result<Vec<String>, GuestError> {
+impl Architecture for ModelGuest {
+    fn model_types(&self) -> Result<Vec<String>, GuestError> {
         let mut store = self.core.store();
         let limit = self.core.limits().request_deadline;
         self.core.call(&mut store, "model-types", limit, |store| {
@@ -42,12 +34,7 @@ impl ModelGuest {
         })
     }
 
-    /// The graph of the model with this `config.json`: foreign data, to be validated. Blocks for at most the
-    /// per-model deadline.
-    ///
-    /// # Errors
-    /// The guest refused the configuration, trapped, ran late or exceeded a limit.
-    pub fn build(&self, config_json: &str) -> Result<Graph, GuestError> {
+    fn build(&self, config_json: &str) -> Result<Graph, GuestError> {
         let mut store = self.core.store();
         let limit = self.core.limits().build_deadline;
         let built = self.core.call(&mut store, "build", limit, |store| {

@@ -16,15 +16,9 @@ use crate::instance::GuestCore;
 use crate::limiter::StoreState;
 
 /// A guest of the world `galerne:sampling/sampler@0.1.0`. Each session has its own instance.
-pub struct SamplerGuest {
+pub(crate) struct SamplerGuest {
     core: GuestCore,
     pre: SamplerPre<StoreState>,
-}
-
-impl std::fmt::Debug for SamplerGuest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.core.fmt(f)
-    }
 }
 
 impl SamplerGuest {
@@ -305,8 +299,8 @@ impl SessionShared {
         match usize::try_from(index) {
             Ok(index) if index < candidates.len() => Ok(index),
             _ => Err(self.plan_error(PlanError {
-                field: "choose",
-                expected: "an index into the candidates",
+                field: "choose".into(),
+                expected: "an index into the candidates".into(),
                 got: format!("{index} of {} candidates", candidates.len()),
             })),
         }
@@ -322,7 +316,7 @@ impl SessionShared {
     fn queue_full(&self, call: &'static str) {
         let error = GuestError::Limit {
             guest: self.core.name.to_string(),
-            call,
+            call: call.into(),
             limit: "the queue of questions to guests is full; try again later".to_owned(),
         };
         let mut slot = self.slot();

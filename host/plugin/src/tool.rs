@@ -19,15 +19,9 @@ const CALL: &str = "call";
 
 /// A guest of the world `galerne:tool/tool@0.1.0`. Each call runs in a fresh instance. Cloning is cheap.
 #[derive(Clone)]
-pub struct ToolGuest {
+pub(crate) struct ToolGuest {
     core: GuestCore,
     pre: ToolPre<StoreState>,
-}
-
-impl std::fmt::Debug for ToolGuest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.core.fmt(f)
-    }
 }
 
 impl ToolGuest {

@@ -5,7 +5,7 @@ mod guests;
 use std::time::{Duration, Instant};
 
 use galerne_core::filter::{Channel, FilterError, Refusal, Verdict};
-use galerne_core::guest::{FilterFactory, FilterSession, GuestError};
+use galerne_core::guest::{FilterSession, GuestError};
 use galerne_core::limits::GuestLimits;
 use galerne_plugin::PluginOptions;
 use guests::expect::{FOREVER, is_deadline, is_limit, is_trap, serves};

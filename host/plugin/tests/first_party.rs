@@ -2,26 +2,26 @@
 
 mod guests;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use galerne_core::chat::{ChatOptions, Delta, Message, Segment};
 use galerne_core::dtype::DType;
 use galerne_core::filter::{Channel, FilterRequest, Verdict};
 use galerne_core::graph::Op;
-use galerne_core::guest::{ChatFormat, FilterFactory, GuestError, SamplerFactory};
+use galerne_core::guest::{Architecture, GuestError};
 use galerne_core::limits::GraphLimits;
 use galerne_core::validate::validate;
 use galerne_core::weights::{WeightIndex, WeightInfo};
-use galerne_plugin::ModelGuest;
 use guests::filter::{info, user};
 use guests::{built as guest, choose, counting_waker, host, plan};
 
-fn hostile() -> Option<ModelGuest> {
+fn hostile() -> Option<Arc<dyn Architecture>> {
     Some(host().load_model("hostile", &guest("hostile")?).expect("it fits"))
 }
 
 /// What `build` gives for this word, in bounded time.
-fn misbehave(guest: &ModelGuest, word: &str) -> Result<galerne_core::graph::Graph, GuestError> {
+fn misbehave(guest: &Arc<dyn Architecture>, word: &str) -> Result<galerne_core::graph::Graph, GuestError> {
     let started = Instant::now();
     let built = guest.build(&format!(r#"{{"model_type": "hostile", "misbehave": "{word}"}}"#));
     assert!(

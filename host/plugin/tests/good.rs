@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 
 use galerne_core::chat::{ChatError, ChatOptions, Delta, Message, Segment};
 use galerne_core::graph::{Activation, Graph, Op};
-use galerne_core::guest::{ChatFormat, SamplerFactory};
 use galerne_core::ids::NodeId;
 use guests::{Chat, Model, Sampler, choose, counting_waker, host, plan, words};
 

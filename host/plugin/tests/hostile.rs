@@ -5,7 +5,7 @@ mod guests;
 use std::time::{Duration, Instant};
 
 use galerne_core::chat::{ChatError, ChatOptions};
-use galerne_core::guest::{ChatFormat, GuestError};
+use galerne_core::guest::GuestError;
 use galerne_core::limits::{GraphLimits, GuestLimits};
 use galerne_core::validate::validate;
 use galerne_core::weights::WeightIndex;
@@ -55,7 +55,8 @@ fn a_start_function_that_loops_forever() {
             }
             .component(),
         )
-        .expect_err("it never starts");
+        .err()
+        .expect("it never starts");
     is_deadline(&error, "load", 300);
     serves(&host);
 }
@@ -145,7 +146,8 @@ fn memory_of_4_gib_from_the_start() {
     let host = host();
     let error = host
         .load_model("evil", &model.component())
-        .expect_err("too large");
+        .err()
+        .expect("too large");
     is_link(&error, &["4294967296", "exceeds the limit"]);
     serves(&host);
 }
@@ -182,7 +184,8 @@ fn a_table_of_ten_million_elements() {
     };
     let error = host
         .load_model("evil", &model.component())
-        .expect_err("too large");
+        .err()
+        .expect("too large");
     is_link(&error, &["table", "exceeds the limit"]);
     serves(&host);
 }
@@ -320,7 +323,7 @@ fn a_guest_that_imports_something() {
             (export "initial-cwd" (func (result (option string)))))))"#,
     )
     .expect("valid text");
-    let error = host.load_model("evil", &component).expect_err("no imports");
+    let error = host.load_model("evil", &component).err().expect("no imports");
     is_link(&error, &["wasi:cli/environment@0.2.0", "offers no imports"]);
     assert!(error.to_string().contains("galerne:model/model@0.1.0"), "{error}");
     serves(&host);
@@ -331,15 +334,15 @@ fn a_guest_that_exports_nothing() {
     let host = host();
     let component = wat::parse_str("(component)").expect("valid text");
     is_link(
-        &host.load_model("evil", &component).expect_err("no export"),
+        &host.load_model("evil", &component).err().expect("no export"),
         &["galerne:model/architecture@0.1.0"],
     );
     is_link(
-        &host.load_chat("evil", &component).expect_err("no export"),
+        &host.load_chat("evil", &component).err().expect("no export"),
         &["galerne:chat/format@0.1.0"],
     );
     is_link(
-        &host.load_sampler("evil", &component).expect_err("no export"),
+        &host.load_sampler("evil", &component).err().expect("no export"),
         &["galerne:sampling/sampling@0.1.0"],
     );
     serves(&host);
@@ -350,7 +353,8 @@ fn a_guest_of_another_world() {
     let host = host();
     let error = host
         .load_model("evil", &Chat::default().component())
-        .expect_err("a chat format");
+        .err()
+        .expect("a chat format");
     is_link(&error, &["galerne:model/architecture@0.1.0"]);
 }
 
@@ -367,7 +371,7 @@ fn exports_of_other_types() {
     )
     .expect("valid text");
     is_link(
-        &host.load_model("evil", &component).expect_err("wrong types"),
+        &host.load_model("evil", &component).err().expect("wrong types"),
         &["another type", "expected `list` found `u32`"],
     );
     serves(&host);
@@ -383,7 +387,7 @@ fn bytes_that_are_no_component() {
         b"\0asm\x0d\0\x01\0\xff\xff",
         b"(component)",
     ] {
-        let error = host.load_model("evil", bytes).expect_err("no component");
+        let error = host.load_model("evil", bytes).err().expect("no component");
         assert!(matches!(error, GuestError::Link { .. }), "{error}");
     }
     serves(&host);
@@ -400,7 +404,7 @@ fn a_component_larger_than_allowed() {
         ..PluginOptions::default()
     });
     is_limit(
-        &host.load_model("evil", &[0; 1_001]).expect_err("too large"),
+        &host.load_model("evil", &[0; 1_001]).err().expect("too large"),
         "at most 1000 bytes, got 1001",
     );
 }
@@ -413,7 +417,7 @@ fn a_component_of_very_many_instances() {
         .collect();
     let component =
         wat::parse_str(format!("(component (core module $m (memory 1)) {instances})")).expect("valid");
-    let error = host.load_model("evil", &component).expect_err("too many");
+    let error = host.load_model("evil", &component).err().expect("too many");
     is_link(&error, &["100"]);
     serves(&host);
 }

@@ -5,7 +5,7 @@ mod guests;
 use std::time::{Duration, Instant};
 
 use galerne_core::chat::{ChatError, ChatOptions, Delta};
-use galerne_core::guest::{Answer, ChatFormat, GuestError, PlanStep, SamplerFactory};
+use galerne_core::guest::{Answer, GuestError, PlanStep};
 use galerne_plugin::PluginOptions;
 use guests::expect::{FOREVER, is_deadline, is_limit, is_trap, serves};
 use guests::{Chat, Sampler, choose, counting_waker, host, host_with, plan};

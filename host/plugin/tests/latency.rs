@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use galerne_core::chat::ChatOptions;
 use galerne_core::filter::{Channel, FilterRequest};
-use galerne_core::guest::{Answer, ChatFormat, FilterFactory, PlanStep, SamplerFactory, Waker};
+use galerne_core::guest::{Answer, PlanStep, Waker};
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::Candidate;
 use guests::filter::{info, user};

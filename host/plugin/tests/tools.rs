@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use galerne_core::guest::{GuestError, ToolFactory};
 use galerne_core::limits::GuestLimits;
 use galerne_core::tool::ToolError;
-use galerne_plugin::{PluginHost, PluginOptions, ToolGuest};
+use galerne_plugin::{PluginHost, PluginOptions};
 use guests::expect::{is_deadline, is_limit, is_link, is_trap, serves};
 use guests::filter::{Filter, info};
 use guests::{built, host_with};
@@ -28,7 +28,7 @@ fn params(how: &str, call: &str) -> String {
 }
 
 /// The hostile guest, called "evil", if it is built.
-fn evil(host: &PluginHost) -> Option<ToolGuest> {
+fn evil(host: &PluginHost) -> Option<Arc<dyn ToolFactory>> {
     Some(host.load_tool("evil", &built("hostile")?).expect("it fits"))
 }
 

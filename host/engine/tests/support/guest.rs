@@ -84,7 +84,7 @@ impl SamplerSession for FakeGuest {
             let (guest, reason) = ("fake".to_owned(), "unreachable".to_owned());
             return Answer::Ready(Err(GuestError::Trap {
                 guest,
-                call: "plan",
+                call: "plan".into(),
                 reason,
             }));
         }

@@ -24,7 +24,7 @@ pub(crate) fn is_deadline(error: &GuestError, call: &str, limit_ms: u64) {
             call: got,
             limit_ms: limit,
         } => {
-            assert_eq!((guest.as_str(), *got, *limit), ("evil", call, limit_ms));
+            assert_eq!((guest.as_str(), &**got, *limit), ("evil", call, limit_ms));
         }
         other => panic!("expected a deadline, got {other:?}"),
     }

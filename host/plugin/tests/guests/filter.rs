@@ -2,7 +2,7 @@
 
 use galerne_core::chat::{Message, ToolCall, ToolSpec};
 use galerne_core::filter::{FilterRequest, RequestInfo};
-use galerne_core::guest::{FilterFactory, FilterSession};
+use galerne_core::guest::FilterSession;
 use galerne_plugin::PluginHost;
 
 use super::{COMMON, component, words};
