@@ -9,8 +9,10 @@ use galerne_core::guest::{FilterFactory, GuestError, SamplerFactory};
 use galerne_core::limits::GraphLimits;
 use galerne_core::validate::validate;
 use galerne_core::weights::WeightIndex;
-use galerne_plugin::PluginHost;
+use galerne_plugin::{PluginHost, PluginOptions};
 use galerne_store::import::GuestChooser;
+
+use crate::config::DataArgs;
 
 /// Name and component of every guest this binary carries.
 pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
@@ -19,6 +21,19 @@ const ARCHITECTURES: &[&str] = &["llama"];
 const CHAT_FORMATS: &[&str] = &["chatml"];
 const SAMPLERS: &[&str] = &["mirostat"];
 const FILTERS: &[&str] = &["pii-redact"];
+
+/// Options of a plugin host that compiles in processes of this program and keeps their work in the data folder.
+///
+/// # Errors
+/// The data folder cannot be made.
+pub fn plugin_options(data: &DataArgs) -> Result<PluginOptions> {
+    Ok(PluginOptions {
+        // By this name, and not by its path, it stays this program when its file is replaced.
+        worker: Some(PathBuf::from("/proc/self/exe")),
+        artifacts: Some(data.folder()?.join("compiled")),
+        ..PluginOptions::default()
+    })
+}
 
 /// The embedded guest called `name`.
 ///

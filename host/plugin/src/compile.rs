@@ -1,40 +1,58 @@
-//! From bytes to a linked component, each component compiled once. Knows no world.
+//! From bytes to a linked component, each component compiled once. Knows no world and no process.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use galerne_core::limits::CompileLimits;
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre, Linker};
 
-use crate::errors::reasons;
+use crate::artifact::{Artifact, ArtifactFolder, ArtifactKey};
+use crate::compile_process::{self, CompileError};
+use crate::errors::{PluginError, reasons};
+use crate::host::PluginOptions;
 use crate::inspect;
 use crate::limiter::{CORE_INSTANCES_MAX, MEMORIES_MAX, StoreState, TABLES_MAX};
+use crate::runtime;
 
 /// Components kept compiled. A host loads a handful; when there are more the oldest is compiled again.
 const CACHED_MAX: usize = 64;
 
 type Sha256Digest = [u8; 32];
 
-/// Compiles components and remembers them by the digest of their bytes, within this process.
+/// Compiles components and remembers them by the digest of their bytes: within this process, and in a folder if there is
+/// one.
 pub(crate) struct Compiler {
     engine: Engine,
+    /// The runtime's hash of all that changes code.
+    compatibility: u64,
+    /// The program whose `compile-guest` compiles; without one, this process does.
+    worker: Option<PathBuf>,
+    limits: CompileLimits,
+    folder: Option<ArtifactFolder>,
     // A std Mutex: held for a look-up, never while compiling. Two threads that bring the same new component
     // both compile it, which wastes time once and blocks nobody.
     compiled: Mutex<VecDeque<(Sha256Digest, Component)>>,
 }
 
 impl Compiler {
-    /// Nothing compiled yet.
-    pub(crate) fn new(engine: Engine) -> Self {
-        Self {
+    /// Nothing compiled yet but what is in the folder.
+    pub(crate) fn new(engine: Engine, options: &PluginOptions) -> Result<Self, PluginError> {
+        let folder = options.artifacts.as_deref();
+        Ok(Self {
+            compatibility: runtime::compatibility(&engine),
             engine,
+            worker: options.worker.clone(),
+            limits: options.compile,
+            folder: folder.map(ArtifactFolder::open).transpose()?,
             compiled: Mutex::default(),
-        }
+        })
     }
 
     /// The compiled component. Only the binary format is accepted: the text format's parser is not built in.
-    pub(crate) fn component(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
+    pub(crate) fn component(&self, bytes: &[u8]) -> Result<Component, CompileError> {
         let digest: Sha256Digest = Sha256::digest(bytes).into();
         let known = |cache: &VecDeque<(Sha256Digest, Component)>| {
             cache
@@ -45,7 +63,10 @@ impl Compiler {
         if let Some(component) = known(&self.compiled.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(component);
         }
-        let component = Component::from_binary(&self.engine, bytes)?;
+        let artifact = self.artifact(&digest, bytes)?;
+        // Code that was made is still refused here if it needs more than the pool of instances gives.
+        let component = runtime::deserialize(&self.engine, &artifact)
+            .map_err(|error| CompileError::Broken(reasons(&error)))?;
         let mut cache = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         if known(&cache).is_none() {
             if cache.len() == CACHED_MAX {
@@ -54,6 +75,26 @@ impl Compiler {
             cache.push_back((digest, component.clone()));
         }
         Ok(component)
+    }
+
+    /// The component's code: from the folder, or compiled and put there.
+    fn artifact(&self, digest: &Sha256Digest, bytes: &[u8]) -> Result<Artifact, CompileError> {
+        let key = ArtifactKey::new(digest, self.compatibility);
+        if let Some(artifact) = self.folder.as_ref().and_then(|folder| folder.get(&key)) {
+            return Ok(artifact);
+        }
+        let artifact = match &self.worker {
+            Some(program) => compile_process::compile(program, &self.limits, bytes)?,
+            None => self
+                .engine
+                .precompile_component(bytes)
+                .map(Artifact::trusted)
+                .map_err(|error| CompileError::Broken(reasons(&error)))?,
+        };
+        if let Some(folder) = &self.folder {
+            folder.put(&key, &artifact);
+        }
+        Ok(artifact)
     }
 
     /// Resolves imports, of which there are none to offer, or says what does not fit.

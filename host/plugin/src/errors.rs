@@ -1,5 +1,6 @@
 //! Errors of this crate, and how the runtime's errors become a [`GuestError`]. The only place that reads them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use galerne_core::guest::GuestError;
@@ -27,6 +28,25 @@ pub enum PluginError {
     /// The operating system refused a thread.
     #[error("start a guest thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// The folder of compiled guests cannot be used.
+    #[error("use the folder of compiled guests {}: {source}", .folder.display())]
+    Artifacts {
+        /// The folder.
+        folder: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Others may read or write the folder of compiled guests, whose files are run.
+    #[error(
+        "the folder of compiled guests {} must belong to this user alone, its mode is {mode:o}; chmod 700 it or remove it",
+        .folder.display()
+    )]
+    ArtifactsOpen {
+        /// The folder.
+        folder: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// An option outside its range.
     #[error("plugin options: {option} must be {expected}, got {got}")]
     Option {

@@ -1,18 +1,20 @@
 //! The front door: options, and loading a guest of each world. Knows no world's functions.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use galerne_core::grammar::{GrammarError, TokenTexts};
 use galerne_core::guest::{
     Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, SamplerFactory, ToolFactory,
 };
-use galerne_core::limits::{EngineLimits, GrammarLimits, GuestLimits};
+use galerne_core::limits::{CompileLimits, EngineLimits, GrammarLimits, GuestLimits};
 use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
 
 use crate::chat::ChatGuest;
 use crate::compile::Compiler;
-use crate::errors::{PluginError, reasons};
+use crate::compile_process::CompileError;
+use crate::errors::PluginError;
 use crate::filter::FilterGuest;
 use crate::grammar::Grammars;
 use crate::inspect;
@@ -38,6 +40,13 @@ pub struct PluginOptions {
     pub instances_max: u32,
     /// Most candidates a sampler may ask to see.
     pub candidates_max: usize,
+    /// The program whose sub-command `compile-guest` compiles components, usually the one that runs. Without it this
+    /// process compiles, and a component that takes minutes to compile takes them here.
+    pub worker: Option<PathBuf>,
+    /// Bounds on each compilation in a process of its own.
+    pub compile: CompileLimits,
+    /// Where compiled components are kept from one start to the next. Made, readable for this user only.
+    pub artifacts: Option<PathBuf>,
 }
 
 impl Default for PluginOptions {
@@ -48,6 +57,9 @@ impl Default for PluginOptions {
             workers: 2,
             instances_max: 1_024,
             candidates_max: EngineLimits::default().candidates_max,
+            worker: None,
+            compile: CompileLimits::default(),
+            artifacts: None,
         }
     }
 }
@@ -99,7 +111,7 @@ impl PluginHost {
         // A session has one open question at most, so that a queue of this length is only ever full of
         // questions whose sessions are gone.
         let workers = Workers::start(options.workers, options.instances_max as usize)?;
-        let compiler = Compiler::new(engine.clone());
+        let compiler = Compiler::new(engine.clone(), &options)?;
         Ok(Self {
             shared: Arc::new(HostShared {
                 options,
@@ -193,7 +205,11 @@ impl PluginHost {
         self.shared
             .compiler
             .component(component)
-            .map_err(|error| core.link_reason(inspect::broken(&reasons(&error))))
+            .map_err(|error| match error {
+                CompileError::Broken(reason) => core.link_reason(inspect::broken(&reason)),
+                CompileError::Limit(limit) => core.over_limit("compile", limit),
+                CompileError::Process(reason) => core.process_gone("compile", reason),
+            })
     }
 
     fn load(

@@ -111,6 +111,15 @@ impl GuestCore {
         }
     }
 
+    /// The process that did the work for this guest is gone.
+    pub(crate) fn process_gone(&self, call: &'static str, reason: String) -> GuestError {
+        GuestError::Process {
+            guest: self.name.to_string(),
+            call: call.into(),
+            reason,
+        }
+    }
+
     /// Something of this host went wrong in the guest's call.
     pub(crate) fn host_bug(&self, call: &'static str, bug: &str) -> GuestError {
         tracing::error!(guest = %self.name, call, bug, "bug of the host in a guest's call");

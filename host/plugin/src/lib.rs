@@ -1,4 +1,4 @@
-//! Runs guests: the only crate that knows wasmtime. Knows no engine, no HTTP, no files and no tokenizer.
+//! Runs guests: the only crate that knows wasmtime. Knows no engine, no HTTP, no model files and no tokenizer.
 //!
 //! A guest is a component of one of five worlds (see `wit/`). [`PluginHost`] compiles and links it, and gives it as one of
 //! the traits of [`galerne_core::guest`]; each call then runs in a store with limits of its own:
@@ -14,11 +14,12 @@
 //! store is dropped; the next call of the guest starts in a new one. Guests import nothing, so a call never waits
 //! for anything and runs as a plain function call: no fibers, and no async stacks to zero.
 //!
-//! # What is not bounded
+//! # Compiling
 //!
-//! Compiling runs in this process. The size of a component is limited; the time and memory the compiler takes are
-//! not, because a running compilation cannot be stopped from outside. Do not load components of strangers where
-//! that matters.
+//! A running compilation cannot be stopped from within its process. With [`PluginOptions::worker`] each runs in a process
+//! of its own, without files and network and with limits on time and memory; without it, as in tests, it runs here,
+//! bounded by nothing but the component's size. [`PluginOptions::artifacts`] keeps compiled code from one start to the
+//! next, each file under a MAC.
 //!
 //! # Fairness
 //!
@@ -26,9 +27,11 @@
 //! first served. A guest that loops holds one worker until the per-step deadline and then loses its session; with
 //! two workers (the default) the others' plans go on meanwhile.
 
+mod artifact;
 mod bindings;
 mod chat;
 mod compile;
+mod compile_process;
 mod convert;
 mod errors;
 mod filter;
@@ -41,9 +44,12 @@ mod loader;
 mod model;
 mod runtime;
 mod sampler;
+mod sandbox;
 mod tool;
 mod workers;
 
+pub use compile_process::{CompileProcessError, compile_guest};
 pub use errors::PluginError;
 pub use grammar::Grammars;
 pub use host::{PluginHost, PluginOptions};
+pub use sandbox::SandboxError;

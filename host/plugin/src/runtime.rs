@@ -1,10 +1,13 @@
 //! The wasmtime engine, its settings, and the thread that advances its epoch. Knows no guest.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use galerne_core::limits::GuestLimits;
+use wasmtime::component::Component;
 use wasmtime::{Config, Enabled, Engine, PoolingAllocationConfig};
 
+use crate::artifact::Artifact;
 use crate::errors::{PluginError, reasons};
 use crate::limiter::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLES_MAX};
 
@@ -37,6 +40,32 @@ pub(crate) fn engine(limits: &GuestLimits, instances_max: u32) -> Result<Engine,
             }
         })?;
     Ok(engine)
+}
+
+/// An engine that only compiles: its code is what [`engine`] would make.
+pub(crate) fn compiling_engine(limits: &GuestLimits) -> Result<Engine, PluginError> {
+    Engine::new(&config(limits, 1)).map_err(|error| PluginError::Runtime {
+        instances_max: 1,
+        reason: reasons(&error),
+    })
+}
+
+/// The runtime's version and all settings that change compiled code, as one number.
+pub(crate) fn compatibility(engine: &Engine) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The component of compiled code.
+#[expect(
+    unsafe_code,
+    reason = "loading compiled code is running it; the runtime cannot check it"
+)]
+pub(crate) fn deserialize(engine: &Engine, artifact: &Artifact) -> wasmtime::Result<Component> {
+    // SAFETY: an artifact is made by `Artifact::trusted`, from the answer of this host's own compiler, or by
+    // `ArtifactFolder::get`, from a file whose MAC says the same; see there.
+    unsafe { Component::deserialize(engine, artifact.bytes()) }
 }
 
 /// The number of epochs after which a call has surely had its time: one more, since the first may be almost over.

@@ -2,6 +2,7 @@
 
 mod guests;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use galerne_core::guest::{GuestError, ToolFactory};
@@ -69,7 +70,8 @@ fn calculator_calculates() {
 fn a_filter_is_no_tool() {
     let error = host()
         .load_tool("evil", &Filter::default().component())
-        .expect_err("another world");
+        .err()
+        .expect("another world");
     is_link(&error, &["galerne:tool/tools@0.1.0"]);
 }
 

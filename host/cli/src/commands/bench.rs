@@ -11,7 +11,7 @@ use galerne_core::ids::{TenantId, TenantSalt, TokenId};
 use galerne_core::sampling::SamplingPlan;
 use galerne_engine::request::{Event, EventSink, Request, Sampling};
 use galerne_kernels::device::Device as _;
-use galerne_plugin::{PluginHost, PluginOptions};
+use galerne_plugin::PluginHost;
 use galerne_store::store::Store;
 use serde::Serialize;
 
@@ -113,7 +113,7 @@ fn engine(data: &DataArgs, args: &EngineBenchArgs) -> Result<()> {
         Some(name) => name.clone(),
         None => only_model(&store)?,
     };
-    let plugins = PluginHost::new(PluginOptions::default())?;
+    let plugins = PluginHost::new(guests::plugin_options(data)?)?;
     let device = load::device(&args.device)?;
     let model = load::start(&store.open(&name)?, &plugins, &device, &args.device)?;
     let info = device.info();

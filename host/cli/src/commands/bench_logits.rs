@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use galerne_core::ids::{BlockId, TokenId};
 use galerne_kernels::device::{SequenceSlice, StepBatch};
-use galerne_plugin::{PluginHost, PluginOptions};
+use galerne_plugin::PluginHost;
 use galerne_store::store::Store;
 
 use crate::config::{DataArgs, DeviceArgs};
+use crate::guests;
 use crate::load::{self, LoadedModel};
 
 /// Options of `galerne bench logits`.
@@ -37,7 +38,7 @@ pub(super) fn run(data: &DataArgs, args: &LogitsArgs) -> Result<()> {
         Some(name) => name.clone(),
         None => super::bench::only_model(&store)?,
     };
-    let plugins = PluginHost::new(PluginOptions::default())?;
+    let plugins = PluginHost::new(guests::plugin_options(data)?)?;
     let device = load::device(&args.device)?;
     let mut model = load::load_program(&store.open(&name)?, &plugins, &device, &args.device)?;
     let file = File::create(&args.out).with_context(|| format!("write {}", args.out.display()))?;

@@ -8,6 +8,7 @@ mod doctor;
 mod doctor_measure;
 mod model;
 mod serve;
+mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -55,6 +56,9 @@ enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Compile one component from standard input to standard output, confined; started by the host
+    #[command(hide = true)]
+    CompileGuest(worker::CompileGuestArgs),
 }
 
 impl Cli {
@@ -74,6 +78,7 @@ impl Cli {
             Command::Model(command) => model::run(&self.data, command),
             Command::Doctor(args) => doctor::run(&self.data, &args),
             Command::Bench(command) => bench::run(&self.data, command),
+            Command::CompileGuest(args) => worker::compile_guest(&args),
         }
     }
 }

@@ -7,13 +7,13 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use galerne_plugin::{PluginHost, PluginOptions};
+use galerne_plugin::PluginHost;
 use galerne_store::import::{self, ImportRequest, Progress};
 use galerne_store::store::Store;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::DataArgs;
-use crate::guests::Chooser;
+use crate::guests::{self, Chooser};
 
 /// Subcommands of `galerne model`.
 #[derive(Debug, Subcommand)]
@@ -59,15 +59,15 @@ static CANCELLED: AtomicBool = AtomicBool::new(false);
 pub(super) fn run(data: &DataArgs, command: ModelCommand) -> Result<()> {
     let folder = data.folder()?;
     match command {
-        ModelCommand::Import(args) => import(&folder, args),
+        ModelCommand::Import(args) => import(data, &folder, args),
         ModelCommand::List => list(&folder),
         ModelCommand::Show { name } => show(&folder, &name),
     }
 }
 
-fn import(folder: &Path, args: ImportArgs) -> Result<()> {
+fn import(data: &DataArgs, folder: &Path, args: ImportArgs) -> Result<()> {
     let store = Store::new(folder);
-    let plugins = PluginHost::new(PluginOptions::default())?;
+    let plugins = PluginHost::new(guests::plugin_options(data)?)?;
     let chooser = Chooser {
         host: &plugins,
         architecture: args.architecture,

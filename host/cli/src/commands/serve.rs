@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use galerne_plugin::{PluginHost, PluginOptions};
+use galerne_plugin::PluginHost;
 use galerne_server::api::{self, ApiLimits, ApiState, ServedModel};
 use galerne_server::limits::{Congestion, TransportLimits};
 use galerne_server::serve::{self, ServeOptions};
@@ -63,7 +63,7 @@ pub(super) fn run(data: &DataArgs, args: &ServeArgs) -> Result<()> {
     let begin = Instant::now();
     let folder = data.folder()?;
     let http = parse_http(&args.http)?;
-    let plugins = PluginHost::new(PluginOptions::default())?;
+    let plugins = PluginHost::new(guests::plugin_options(data)?)?;
     let state = Arc::new(load_models(&folder, args, &plugins)?);
     let tls = tls_files(&folder, args)?;
     let options = ServeOptions {

@@ -4,7 +4,7 @@
 pub(crate) mod expect;
 pub(crate) mod filter;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +14,11 @@ use galerne_core::limits::GuestLimits;
 use galerne_plugin::{PluginHost, PluginOptions};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
+
+/// The program whose sub-commands compile and run guests.
+pub(crate) fn worker() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_guest-worker"))
+}
 
 /// A host with short deadlines and few instances.
 pub(crate) fn host() -> PluginHost {

@@ -1,0 +1,20 @@
+//! `galerne compile-guest`: what the host starts to do in another process.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+/// Arguments of `galerne compile-guest`.
+#[derive(Debug, Args)]
+pub(super) struct CompileGuestArgs {
+    /// CPU time it may take, in seconds
+    cpu_seconds: u64,
+    /// Memory it may write, in bytes
+    memory_bytes: u64,
+}
+
+pub(super) fn compile_guest(args: &CompileGuestArgs) -> Result<()> {
+    galerne_plugin::compile_guest(Duration::from_secs(args.cpu_seconds), args.memory_bytes)?;
+    Ok(())
+}
