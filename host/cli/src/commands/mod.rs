@@ -1,7 +1,10 @@
 //! The command line: one file per command.
 
 mod bench;
+mod bench_engine;
+mod bench_guests;
 mod bench_logits;
+mod bench_runs;
 mod bench_serve;
 mod chat;
 mod doctor;

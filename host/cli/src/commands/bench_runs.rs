@@ -1,0 +1,174 @@
+//! Runs of prompts and answers through a real engine, and how fast their tokens came.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use galerne_core::grammar::{GrammarSession, GrammarSource};
+use galerne_core::guest::SamplerFactory;
+use galerne_core::ids::{TenantId, TenantSalt, TokenId};
+use galerne_core::sampling::SamplingPlan;
+use galerne_engine::request::{Event, EventSink, Request, Sampling};
+
+use crate::load::RunningModel;
+
+/// What runs have in common.
+pub(super) struct Runs<'a> {
+    pub(super) model: &'a RunningModel,
+    /// Prompt tokens of each sequence of a decode run.
+    pub(super) context: u32,
+}
+
+/// What decides the tokens of a run, beside a plan at temperature 1.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    Plain,
+    Guest(&'a dyn SamplerFactory),
+    Grammar(&'a GrammarSource),
+}
+
+/// When each token of a sequence came.
+struct Times {
+    begin: Instant,
+    tokens: Vec<Instant>,
+}
+
+impl Runs<'_> {
+    /// Prompt tokens over the time to the first output token.
+    pub(super) fn prefill(&self, tokens: u32) -> Result<f64> {
+        let (sender, receiver) = channel();
+        let begin = self.submit(0, tokens, 1, (Sampling::Plan(greedy()), None), sender)?;
+        let times = collect(1, &receiver, &[begin])?;
+        let first = times[0].tokens.first().context("no token came")?;
+        Ok(f64::from(tokens) / (*first - times[0].begin).as_secs_f64())
+    }
+
+    /// Output tokens of all sequences over the time between the last first token and the first last token:
+    /// only while all of them decode.
+    pub(super) fn decode(&self, sequences: u32, tokens: u32, way: Way<'_>) -> Result<f64> {
+        let (sender, receiver) = channel();
+        let mut begins = Vec::new();
+        for index in 0..sequences {
+            let plan = Sampling::Plan(SamplingPlan::default());
+            let waker = self.model.engine.waker();
+            let decided = match way {
+                Way::Plain => (plan, None),
+                Way::Guest(factory) => {
+                    let session = factory.session("{}", self.model.engine.vocabulary(), 1, waker)?;
+                    (Sampling::Guest(session), None)
+                }
+                Way::Grammar(source) => (plan, Some(self.model.grammars.session(source, waker)?)),
+            };
+            begins.push(self.submit(index, self.context, tokens, decided, sender.clone())?);
+        }
+        let times = collect(sequences as usize, &receiver, &begins)?;
+        let from = times
+            .iter()
+            .filter_map(|times| times.tokens.first())
+            .max()
+            .context("no token came")?;
+        let to = times
+            .iter()
+            .filter_map(|times| times.tokens.last())
+            .min()
+            .context("no token came")?;
+        let counted: usize = times
+            .iter()
+            .map(|times| times.tokens.iter().filter(|at| *at > from && *at <= to).count())
+            .sum();
+        ensure!(
+            counted > 0,
+            "the sequences never decoded together; give a larger --decode"
+        );
+        Ok(counted as f64 / (*to - *from).as_secs_f64())
+    }
+
+    fn submit(
+        &self,
+        index: u32,
+        prompt_tokens: u32,
+        tokens_max: u32,
+        (sampling, grammar): (Sampling, Option<Box<dyn GrammarSession>>),
+        sender: Sender<(usize, Arrival)>,
+    ) -> Result<Instant> {
+        let vocabulary = self.model.engine.vocabulary();
+        // Any tokens do: speed does not depend on what they mean. Differing prompts keep the prefix cache out.
+        let prompt = (0..prompt_tokens)
+            .map(|at| TokenId((at.wrapping_mul(7_919) ^ index.wrapping_mul(104_729)) % vocabulary))
+            .collect();
+        let request = Request {
+            tenant: TenantId(0),
+            salt: TenantSalt([0; 16]),
+            prompt,
+            tokens_max,
+            stop_tokens: Vec::new(),
+            ignore_eos: true,
+            sampling,
+            grammar,
+            seed: u64::from(index),
+            logprobs: None,
+            use_prefix_cache: false,
+        };
+        let begin = Instant::now();
+        self.model.engine.submit(
+            request,
+            Box::new(Sink {
+                index: index as usize,
+                sender,
+            }),
+        )?;
+        Ok(begin)
+    }
+}
+
+fn greedy() -> SamplingPlan {
+    SamplingPlan {
+        temperature: 0.0,
+        ..SamplingPlan::default()
+    }
+}
+
+enum Arrival {
+    Token(Instant),
+    Done(Result<(), String>),
+}
+
+struct Sink {
+    index: usize,
+    sender: Sender<(usize, Arrival)>,
+}
+
+impl EventSink for Sink {
+    fn send(&self, event: Event) {
+        let arrival = match event {
+            Event::Token { .. } => Arrival::Token(Instant::now()),
+            Event::Finished { .. } => Arrival::Done(Ok(())),
+            Event::Failed(error) => Arrival::Done(Err(error.to_string())),
+        };
+        // The receiver goes only when the bench has failed already.
+        let _ = self.sender.send((self.index, arrival));
+    }
+}
+
+fn collect(
+    sequences: usize,
+    receiver: &Receiver<(usize, Arrival)>,
+    begins: &[Instant],
+) -> Result<Vec<Times>> {
+    let mut times: Vec<Times> = begins
+        .iter()
+        .map(|begin| Times {
+            begin: *begin,
+            tokens: Vec::new(),
+        })
+        .collect();
+    let mut done = 0;
+    while done < sequences {
+        match receiver.recv().context("the engine ended")? {
+            (index, Arrival::Token(at)) => times[index].tokens.push(at),
+            (_, Arrival::Done(Ok(()))) => done += 1,
+            (_, Arrival::Done(Err(error))) => bail!("a sequence failed: {error}"),
+        }
+    }
+    Ok(times)
+}
