@@ -1,4 +1,5 @@
-//! `cargo xtask bench peers`: Galerne and other engines in turn, on the same model file with the same threads.
+//! `cargo xtask bench`: Galerne and other engines in turn, on the same model file with the same threads; and what the
+//! plugin platform costs.
 
 mod build;
 mod candle;
@@ -6,6 +7,7 @@ mod groups;
 mod llama;
 mod machine;
 mod ours;
+mod plugins;
 mod process;
 mod report;
 mod serve;
@@ -29,6 +31,8 @@ use report::Report;
 pub(crate) enum BenchCommand {
     /// Measure against llama.cpp (built from source the first time) and others, in turn, on the demo model
     Peers(PeersArgs),
+    /// Measure what guests and grammars cost, against the targets
+    Plugins(plugins::PluginsArgs),
 }
 
 #[derive(clap::Args)]
@@ -101,7 +105,20 @@ struct Context {
 const LOAD_QUIET: f64 = 0.5;
 
 pub(crate) fn run(command: &BenchCommand) -> Result<()> {
-    let BenchCommand::Peers(args) = command;
+    match command {
+        BenchCommand::Peers(args) => peers(args),
+        BenchCommand::Plugins(args) => plugins::run(args),
+    }
+}
+
+/// Says so if the machine is doing something else.
+fn warn_unless_quiet(load: Option<f64>) {
+    if let Some(load) = load.filter(|load| *load > LOAD_QUIET) {
+        eprintln!("the machine is not quiet (load average {load}): the figures will say little");
+    }
+}
+
+fn peers(args: &PeersArgs) -> Result<()> {
     let peers = target_dir().join("peers");
     std::fs::create_dir_all(&peers)?;
     guests::build_all()?;
@@ -115,9 +132,7 @@ pub(crate) fn run(command: &BenchCommand) -> Result<()> {
         threads: args.threads.map_or_else(machine::cores, NonZeroUsize::get),
         load_before: machine::load_average(),
     };
-    if let Some(load) = context.load_before.filter(|load| *load > LOAD_QUIET) {
-        eprintln!("the machine is not quiet (load average {load}): the figures will say little");
-    }
+    warn_unless_quiet(context.load_before);
     demo::import(&context.galerne, &context.data, &context.gguf, MODEL)?;
     let mut report = Report::default();
     for group in Group::value_variants() {

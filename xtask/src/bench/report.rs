@@ -129,8 +129,9 @@ fn summary(of: Summary) -> String {
 }
 
 /// Three or four digits that matter.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value.abs() {
+        0.0 => "0".to_owned(),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 1.0 => format!("{value:.1}"),
         size if size >= 0.01 => format!("{value:.4}"),
@@ -138,9 +139,10 @@ fn number(value: f64) -> String {
     }
 }
 
-fn markdown(rows: &[[String; 8]]) -> String {
+/// A table whose first row is its head.
+pub(super) fn markdown<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 8] = std::array::from_fn(width);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let mut text = String::new();
     for (index, row) in rows.iter().enumerate() {
         for (cell, width) in row.iter().zip(widths) {

@@ -1,6 +1,7 @@
 //! Grammars over a small vocabulary: what they allow, how they end, what is refused, and random schemas whose every
 //! answer an independent validator accepts.
 
+mod numbers;
 mod schemas;
 mod support;
 
@@ -9,8 +10,9 @@ use galerne_core::ids::TokenId;
 use galerne_core::limits::GrammarLimits;
 use serde_json::{Value, json};
 
+use numbers::numbers;
 use schemas::random_schema;
-use support::{Answer, END, Walk, grammars, grammars_within, numbers, spell, token_of};
+use support::{Answer, END, Walk, grammars, grammars_within, spell, token_of};
 
 fn lark(text: &str) -> GrammarSource {
     GrammarSource::Lark(text.to_owned())
