@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use galerne_core::guest::{FilterFactory, GuestError, SamplerFactory};
+use galerne_core::guest::SamplerFactory;
 use galerne_core::limits::GraphLimits;
 use galerne_core::validate::validate;
 use galerne_core::weights::WeightIndex;
@@ -20,7 +20,6 @@ pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guest
 const ARCHITECTURES: &[&str] = &["llama"];
 const CHAT_FORMATS: &[&str] = &["chatml"];
 const SAMPLERS: &[&str] = &["mirostat"];
-const FILTERS: &[&str] = &["pii-redact"];
 
 /// Options of a plugin host that compiles in processes of this program and keeps their work in the data folder.
 ///
@@ -43,6 +42,13 @@ pub fn embedded(name: &str) -> Result<&'static [u8]> {
     EMBEDDED.iter().find(|(known, _)| *known == name).map(|(_, component)| *component).with_context(|| {
         format!("this build of galerne carries no guest \"{name}\"; build it with `cargo xtask guests`, then build galerne again")
     })
+}
+
+/// All guests of this binary by name: what deployments find besides their tenants' own.
+#[must_use]
+pub fn by_embedded_name() -> BTreeMap<String, &'static [u8]> {
+    let owned = |(name, component): &(&str, &'static [u8])| ((*name).to_owned(), *component);
+    EMBEDDED.iter().map(owned).collect()
 }
 
 /// Chooses the guests of a model that is being imported: the author's own, or the first embedded one that fits.
@@ -124,45 +130,23 @@ impl Chooser<'_> {
     }
 }
 
-/// The samplers of this binary and those given as `NAME=FILE.wasm`, by name.
+/// The samplers of this binary and the user's own given as `NAME=FILE.wasm`, which may replace them, by name.
 ///
 /// # Errors
 /// A file that cannot be read or is no sampler, or a malformed `NAME=FILE`.
 pub fn samplers(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Arc<dyn SamplerFactory>>> {
-    by_name("--sampler", SAMPLERS, own, |name, component| {
-        host.load_sampler(name, component)
-    })
-}
-
-/// The filters of this binary and those given as `NAME=FILE.wasm`, by name.
-///
-/// # Errors
-/// A file that cannot be read or is no filter, or a malformed `NAME=FILE`.
-pub fn filters(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Arc<dyn FilterFactory>>> {
-    by_name("--filter", FILTERS, own, |name, component| {
-        host.load_filter(name, component)
-    })
-}
-
-/// Embedded guests, and the user's own from the values of `option`, which may replace them.
-fn by_name<G: ?Sized>(
-    option: &str,
-    first_party: &[&str],
-    own: &[String],
-    load: impl Fn(&str, &[u8]) -> Result<Arc<G>, GuestError>,
-) -> Result<BTreeMap<String, Arc<G>>> {
     let mut guests = BTreeMap::new();
-    for name in first_party {
+    for name in SAMPLERS {
         // A build without guests still serves; a request that names one is told it is unknown.
         if let Ok(component) = embedded(name) {
-            guests.insert((*name).to_owned(), load(name, component)?);
+            guests.insert((*name).to_owned(), host.load_sampler(name, component)?);
         }
     }
     for entry in own {
         let (name, file) = entry
             .split_once('=')
-            .with_context(|| format!("{option}: expected NAME=FILE.wasm, got \"{entry}\""))?;
-        guests.insert(name.to_owned(), load(name, &read(Path::new(file))?)?);
+            .with_context(|| format!("--sampler: expected NAME=FILE.wasm, got \"{entry}\""))?;
+        guests.insert(name.to_owned(), host.load_sampler(name, &read(Path::new(file))?)?);
     }
     Ok(guests)
 }

@@ -2,6 +2,7 @@
 //! The only place that reads the environment and talks to a terminal.
 #![expect(clippy::print_stdout, reason = "this crate is the command line")]
 
+pub mod admin_token;
 pub mod commands;
 pub mod config;
 pub mod guests;

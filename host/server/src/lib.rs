@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod client;
+pub mod deployments;
 pub mod error;
 pub mod limits;
 mod quic;

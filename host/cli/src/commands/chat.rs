@@ -1,7 +1,6 @@
 //! `galerne chat`: streams answers over HTTP/3 and says how fast they came.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +11,7 @@ use galerne_server::client::connect::ClientOptions;
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
+use super::connect::ServerArgs;
 use crate::config::DataArgs;
 
 /// Options of `galerne chat`.
@@ -22,15 +22,6 @@ use crate::config::DataArgs;
 pub(super) struct ChatArgs {
     /// What to ask
     prompt: Option<String>,
-    /// The host
-    #[arg(long, value_name = "URL", default_value = "https://localhost:8443")]
-    server: String,
-    /// Certificate to trust, in PEM [default: the data folder's development certificate]
-    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
-    ca: Option<PathBuf>,
-    /// Trust any certificate: only for tests
-    #[arg(long)]
-    insecure: bool,
     /// Model to ask [default: the host's only one]
     #[arg(short, long)]
     model: Option<String>,
@@ -52,6 +43,8 @@ pub(super) struct ChatArgs {
     /// Sampling guest to draw with, for example mirostat
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 pub(super) fn run(data: &DataArgs, args: &ChatArgs) -> Result<()> {
@@ -60,15 +53,7 @@ pub(super) fn run(data: &DataArgs, args: &ChatArgs) -> Result<()> {
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let ca = match (&args.ca, args.insecure) {
-        (Some(file), _) => Some(file.clone()),
-        (None, true) => None,
-        (None, false) => Some(data.folder()?.join("tls/cert.pem")).filter(|file| file.exists()),
-    };
-    let options = ClientOptions {
-        insecure: args.insecure,
-        ..ClientOptions::new(args.server.clone(), ca)
-    };
+    let options = args.server.options(data)?;
     runtime.block_on(async {
         let client = Client::connect(options.clone()).await?;
         let model = match &args.model {
@@ -79,7 +64,7 @@ pub(super) fn run(data: &DataArgs, args: &ChatArgs) -> Result<()> {
         if let Some(prompt) = &args.prompt {
             conversation.ask(prompt).await
         } else {
-            println!("{model} at {}; /reset forgets, /exit ends", args.server);
+            println!("{model} at {}; /reset forgets, /exit ends", args.server.server);
             conversation.repl().await
         }
     })

@@ -7,9 +7,12 @@ mod bench_logits;
 mod bench_runs;
 mod bench_serve;
 mod chat;
+mod connect;
+mod deploy;
 mod doctor;
 mod doctor_measure;
 mod model;
+mod plugin;
 mod serve;
 mod worker;
 
@@ -54,6 +57,17 @@ enum Command {
     /// Import, list and show models
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Check components, give them to a host, list and show them
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
+    /// Publish a deployment: a model with guests, under a name of its own
+    Deploy(deploy::DeployArgs),
+    /// List a host's deployments, or show one
+    Deployments(deploy::DeploymentsArgs),
+    /// Give a deployment's canary all requests
+    Promote(deploy::SwitchArgs),
+    /// End a deployment's canary, or go back to the version before
+    Rollback(deploy::SwitchArgs),
     /// Say what this machine offers and what is in the way
     Doctor(doctor::DoctorArgs),
     /// Measure
@@ -79,6 +93,11 @@ impl Cli {
             Command::Serve(args) => serve::run(&self.data, &args),
             Command::Chat(args) => chat::run(&self.data, &args),
             Command::Model(command) => model::run(&self.data, command),
+            Command::Plugin(command) => plugin::run(&self.data, command),
+            Command::Deploy(args) => deploy::deploy(&self.data, &args),
+            Command::Deployments(args) => deploy::deployments(&self.data, &args),
+            Command::Promote(args) => deploy::promote(&self.data, &args),
+            Command::Rollback(args) => deploy::rollback(&self.data, &args),
             Command::Doctor(args) => doctor::run(&self.data, &args),
             Command::Bench(command) => bench::run(&self.data, command),
             Command::CompileGuest(args) => worker::compile_guest(&args),

@@ -11,13 +11,15 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use galerne_plugin::PluginHost;
 use galerne_server::api::{self, ApiLimits, ApiState, ServedModel};
+use galerne_server::deployments::Deployments;
 use galerne_server::limits::{Congestion, TransportLimits};
 use galerne_server::serve::{self, ServeOptions};
 use galerne_server::tls::{DevCertificate, TlsFiles};
+use galerne_store::registry::Registry;
 use galerne_store::store::Store;
 
 use crate::config::{DataArgs, DeviceArgs};
-use crate::{guests, load};
+use crate::{admin_token, guests, load};
 
 /// Options of `galerne serve`.
 #[derive(Debug, Args)]
@@ -146,7 +148,24 @@ fn load_models(folder: &Path, args: &ServeArgs, plugins: &PluginHost) -> Result<
         bail!("no model could be loaded");
     }
     let samplers = guests::samplers(plugins, &args.samplers)?;
-    Ok(ApiState::new(models, samplers, ApiLimits::default()))
+    let deployments = load_deployments(folder, plugins, models.keys().cloned().collect())?;
+    let token = admin_token::load_or_create(folder)?;
+    let limits = ApiLimits::default();
+    Ok(ApiState::new(models, samplers, deployments, Some(token), limits))
+}
+
+/// What was deployed when the host stopped. One deployment that does not load must not keep the others from being served.
+fn load_deployments(folder: &Path, plugins: &PluginHost, models: Vec<String>) -> Result<Deployments> {
+    let deployments = Deployments::new(
+        Registry::new(folder),
+        Arc::new(plugins.clone()),
+        guests::by_embedded_name(),
+        models,
+    );
+    for (name, error) in deployments.load_all()? {
+        eprintln!("galerne: deployment \"{name}\" is not served: {error}");
+    }
+    Ok(deployments)
 }
 
 fn load_model(

@@ -30,10 +30,22 @@ pub(super) async fn completions(
     State(state): State<Arc<ApiState>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let body = parse_body(body)?;
+    let mut body = parse_body(body)?;
+    let name = Fields::of(&body, "")?.required_text("model")?.to_owned();
+    let target = state.target(&name)?;
+    target.fill_in_defaults(&mut body);
     let fields = Fields::of(&body, "")?;
-    let model = Arc::clone(state.model(fields.required_text("model")?)?);
-    let mut params = Params::read(&fields, &state, &model)?;
+    if let Some(live) = &target.live
+        && !(live.filters.is_empty() && live.tools.is_empty())
+    {
+        return Err(ApiError::field(
+            "model",
+            "a deployment without filters and tools, which work on messages: use /v1/chat/completions",
+            format!("\"{name}\""),
+        ));
+    }
+    let mut params = Params::read(&fields, &state, &target)?;
+    let model = Arc::clone(&target.model);
     params.tokens_max = params.tokens_max.or(Some(TOKENS_MAX_DEFAULT));
     if fields.text("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(ApiError::field(
@@ -55,10 +67,10 @@ pub(super) async fn completions(
     }
     let prompt = prompt(&fields)?;
     let (prompt, decoding, params) = {
-        let (state, model) = (Arc::clone(&state), Arc::clone(&model));
+        let model = Arc::clone(&model);
         blocking(move || {
             let tokens = encode(prompt, &model)?;
-            let decoding = params.decoding(&state, &model)?;
+            let decoding = params.decoding(&model)?;
             Ok::<_, ApiError>((tokens, decoding, params))
         })
         .await?
@@ -202,7 +214,7 @@ impl TextAnswer {
             choice["prompt_token_ids"] = json!(self.prompt_token_ids);
         }
         let mut body = self.body(&json!([choice]));
-        body["usage"] = self.generation.usage();
+        body["usage"] = self.generation.spent().to_json();
         Ok(Json(body).into_response())
     }
 }
@@ -221,7 +233,7 @@ impl Answer for TextAnswer {
             let mut frames = Vec::new();
             if self.include_usage {
                 let mut chunk = self.body(&json!([]));
-                chunk["usage"] = self.generation.usage();
+                chunk["usage"] = self.generation.spent().to_json();
                 frames.push(Frame::Json(chunk));
             }
             frames.push(Frame::Done);

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use galerne_core::chat::ChatError;
+use galerne_core::filter::FilterError;
 use galerne_core::grammar::GrammarError;
 use galerne_core::guest::GuestError;
 use galerne_engine::request::{SequenceError, SubmitError};
@@ -81,6 +82,21 @@ impl ApiError {
         error
     }
 
+    /// Something named in the path does not exist.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+    }
+
+    /// It contradicts what is.
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
+    }
+
+    /// No or a wrong token.
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
+    }
+
     /// The host is starting or draining.
     pub(crate) fn not_ready() -> Self {
         let message = "the host is not ready: it is starting or shutting down; try again";
@@ -96,7 +112,8 @@ impl ApiError {
 
     /// The body alone, as it also appears inside a stream.
     pub(crate) fn to_json(&self) -> Value {
-        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code,
+            "status": self.status.as_u16()}})
     }
 }
 
@@ -191,6 +208,20 @@ impl From<ChatError> for ApiError {
                 error
             }
             ChatError::Guest(error) => error.into(),
+        }
+    }
+}
+
+impl From<FilterError> for ApiError {
+    fn from(error: FilterError) -> Self {
+        match error {
+            FilterError::Refused(refusal) => {
+                let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::FORBIDDEN);
+                let mut error = Self::new(status, "invalid_request_error", refusal.reason);
+                error.code = Some("content_filter");
+                error
+            }
+            FilterError::Guest(error) => error.into(),
         }
     }
 }

@@ -26,6 +26,38 @@ pub(super) struct Piece {
     pub(super) finish: Option<&'static str>,
 }
 
+/// Tokens of a request.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Usage {
+    prompt_tokens: usize,
+    cached_tokens: u32,
+    pub(super) completion_tokens: u32,
+}
+
+impl Usage {
+    /// OpenAI's `usage`.
+    pub(super) fn to_json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens as usize,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        })
+    }
+}
+
+impl std::ops::Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            cached_tokens: self.cached_tokens + other.cached_tokens,
+            completion_tokens: self.completion_tokens + other.completion_tokens,
+        }
+    }
+}
+
 /// A running answer.
 pub(super) struct Generation {
     state: Arc<ApiState>,
@@ -199,14 +231,17 @@ impl Generation {
         self.state.metrics().total(self.begin.elapsed());
     }
 
-    /// OpenAI's `usage`.
-    pub(super) fn usage(&self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens as usize,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        })
+    /// Tokens so far.
+    pub(super) fn spent(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
+            completion_tokens: self.completion_tokens,
+        }
+    }
+
+    pub(super) fn state(&self) -> &Arc<ApiState> {
+        &self.state
     }
 
     pub(super) fn model(&self) -> &Arc<ServedModel> {

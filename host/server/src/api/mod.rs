@@ -1,5 +1,6 @@
 //! The OpenAI-compatible routes. Knows engine, tokenizer and guests' traits; not which transport carries a request.
 
+mod admin;
 mod chat;
 mod completions;
 mod error;
@@ -28,6 +29,8 @@ use serde_json::{Value, json};
 pub use error::ApiError;
 pub use state::{ApiLimits, ApiState, ServedModel};
 
+use crate::deployments::DEFAULT_TENANT;
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -38,6 +41,7 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models))
         .route("/v1/models/{id}", get(model))
+        .nest("/v1/admin", admin::routes(&state))
         .route("/health/live", get(|| async { Json(json!({"status": "live"})) }))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics::metrics))
@@ -66,12 +70,24 @@ async fn request_id(State(state): State<Arc<ApiState>>, request: Request, next: 
 }
 
 async fn models(State(state): State<Arc<ApiState>>) -> Json<Value> {
-    let data: Vec<Value> = state.models().values().map(|model| describe(model)).collect();
+    let models = state.models().values().map(|model| describe(model));
+    let deployments = state.deployments().stable(DEFAULT_TENANT);
+    let deployments = deployments.iter().filter_map(|live| {
+        let deployment = &live.published.deployment;
+        let mut described = describe(state.models().get(&deployment.model)?);
+        described["id"] = json!(deployment.name);
+        described["parent"] = json!(deployment.model);
+        Some(described)
+    });
+    let data: Vec<Value> = models.chain(deployments).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
 async fn model(State(state): State<Arc<ApiState>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(describe(state.model(&id)?)))
+    let target = state.target(&id)?;
+    let mut described = describe(&target.model);
+    described["id"] = json!(id);
+    Ok(Json(described))
 }
 
 fn describe(model: &ServedModel) -> Value {
@@ -89,8 +105,8 @@ async fn ready(State(state): State<Arc<ApiState>>) -> Response {
     }
 }
 
-fn parse_body(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
-    let body = body.map_err(|rejection| {
+fn body_bytes(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
+    body.map_err(|rejection| {
         let status = rejection.status();
         let message = if status == StatusCode::PAYLOAD_TOO_LARGE {
             "body: larger than this host takes".to_owned()
@@ -98,7 +114,11 @@ fn parse_body(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
             format!("body: {}", rejection.body_text())
         };
         ApiError::body(status, message)
-    })?;
+    })
+}
+
+fn parse_body(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
+    let body = body_bytes(body)?;
     serde_json::from_slice(&body).map_err(|error| ApiError::invalid(format!("body: expected JSON: {error}")))
 }
 

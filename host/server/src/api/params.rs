@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use galerne_core::grammar::GrammarSession;
+use galerne_core::guest::SamplerFactory;
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::SamplingPlan;
 use galerne_engine::request::Sampling;
@@ -11,7 +12,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::{Fields, short};
 use super::format::Format;
-use super::state::{ApiState, ServedModel};
+use super::state::{ApiState, ServedModel, Target};
 
 /// How an answer is generated, checked.
 #[derive(Debug, Clone)]
@@ -25,7 +26,24 @@ pub(super) struct Params {
     pub(super) include_usage: bool,
     pub(super) format: Option<Format>,
     plan: SamplingPlan,
-    sampler: Option<(String, String)>,
+    sampler: Option<Sampler>,
+}
+
+/// A sampling guest and what it is given.
+#[derive(Clone)]
+struct Sampler {
+    factory: Arc<dyn SamplerFactory>,
+    params_json: String,
+    /// Where an error in the parameters lies.
+    param: &'static str,
+}
+
+impl std::fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sampler")
+            .field("params_json", &self.params_json)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What decides each token of one answer.
@@ -35,9 +53,10 @@ pub(super) struct Decoding {
 }
 
 impl Params {
-    pub(super) fn read(fields: &Fields<'_>, state: &ApiState, model: &ServedModel) -> Result<Self, ApiError> {
+    pub(super) fn read(fields: &Fields<'_>, state: &ApiState, target: &Target) -> Result<Self, ApiError> {
         let tokens = |name| fields.integer(name, 1, u64::from(u32::MAX));
         let tokens_max = tokens("max_completion_tokens")?.or(tokens("max_tokens")?);
+        let tokens_max = tokens_max.and_then(|tokens| u32::try_from(tokens).ok());
         if fields.integer("n", 1, 128)?.is_some_and(|n| n != 1) {
             return Err(ApiError::field(
                 "n",
@@ -51,7 +70,7 @@ impl Params {
             None => false,
         };
         Ok(Self {
-            tokens_max: tokens_max.and_then(|tokens| u32::try_from(tokens).ok()),
+            tokens_max: limited(tokens_max, target)?,
             stops: stops(fields, state.limits().stops_max)?,
             seed: seed(fields)?.unwrap_or_else(|| state.unique()),
             ignore_eos: fields.flag("ignore_eos")?,
@@ -59,35 +78,71 @@ impl Params {
             stream,
             include_usage,
             format: Format::read(fields)?,
-            plan: plan(fields, state.limits().biases_max, model)?,
-            sampler: sampler(fields, state)?,
+            plan: plan(fields, state.limits().biases_max, &target.model)?,
+            sampler: sampler(fields, state, target)?,
         })
     }
 
     /// Blocks while the sampling guest starts and the grammar is compiled.
-    pub(super) fn decoding(&self, state: &ApiState, model: &ServedModel) -> Result<Decoding, ApiError> {
+    pub(super) fn decoding(&self, model: &ServedModel) -> Result<Decoding, ApiError> {
         let grammar = self.format.as_ref().map(|format| format.session(model));
         Ok(Decoding {
-            sampling: self.sampling(state, model)?,
+            sampling: self.sampling(model)?,
             grammar: grammar.transpose()?,
         })
     }
 
+    /// The same for what follows after `spent` output tokens of the request.
+    pub(super) fn after(&self, spent: u32) -> Result<Self, ApiError> {
+        let mut params = self.clone();
+        if let Some(tokens_max) = self.tokens_max {
+            let left = tokens_max.saturating_sub(spent);
+            if left == 0 {
+                return Err(ApiError::invalid(format!(
+                    "the answers to tool calls used all of max_tokens ({tokens_max}) before the last answer; raise it"
+                )));
+            }
+            params.tokens_max = Some(left);
+        }
+        Ok(params)
+    }
+
     /// The plan, or a session of the sampling guest.
-    fn sampling(&self, state: &ApiState, model: &ServedModel) -> Result<Sampling, ApiError> {
-        let Some((name, params)) = &self.sampler else {
+    fn sampling(&self, model: &ServedModel) -> Result<Sampling, ApiError> {
+        let Some(sampler) = &self.sampler else {
             return Ok(Sampling::Plan(self.plan.clone()));
         };
-        let factory = Arc::clone(state.sampler(name)?);
         let engine = &model.engine;
-        let session = factory
-            .session(params, engine.vocabulary(), self.seed, engine.waker())
+        let session = sampler
+            .factory
+            .session(
+                &sampler.params_json,
+                engine.vocabulary(),
+                self.seed,
+                engine.waker(),
+            )
             .map_err(|error| {
                 let mut error = ApiError::from(error);
-                error.param = Some("sampler.params".to_owned());
+                error.param = Some(sampler.param.to_owned());
                 error
             })?;
         Ok(Sampling::Guest(session))
+    }
+}
+
+/// The output tokens a request may have, within what its deployment allows.
+fn limited(wanted: Option<u32>, target: &Target) -> Result<Option<u32>, ApiError> {
+    let deployment = target.live.as_ref().map(|live| &live.published.deployment);
+    let Some(limit) = deployment.and_then(|deployment| deployment.limits.tokens_max) else {
+        return Ok(wanted);
+    };
+    match wanted {
+        Some(wanted) if wanted > limit => Err(ApiError::field(
+            "max_tokens",
+            &format!("at most {limit}, which is limits.tokens_max of this deployment"),
+            wanted,
+        )),
+        wanted => Ok(Some(wanted.unwrap_or(limit))),
     }
 }
 
@@ -184,18 +239,33 @@ fn biases(fields: &Fields<'_>, max: usize, vocabulary: u32) -> Result<Vec<(Token
         .collect()
 }
 
-/// Name and parameters of the sampling guest, if the request picks one.
-fn sampler(fields: &Fields<'_>, state: &ApiState) -> Result<Option<(String, String)>, ApiError> {
+/// The sampling guest that the deployment brings or the request picks, if any.
+fn sampler(fields: &Fields<'_>, state: &ApiState, target: &Target) -> Result<Option<Sampler>, ApiError> {
+    let bound = target.live.as_ref().and_then(|live| live.sampler.as_ref());
     let Some(value) = fields.value("sampler") else {
-        return Ok(None);
+        return Ok(bound.map(|bound| Sampler {
+            factory: Arc::clone(&bound.guest),
+            params_json: bound.params_json.clone(),
+            param: "model",
+        }));
     };
+    if bound.is_some() {
+        return Err(ApiError::field(
+            "sampler",
+            "nothing (this deployment brings its own)",
+            "a value",
+        ));
+    }
     let sampler = Fields::of(value, "sampler")?;
-    let name = sampler.required_text("name")?;
-    state.sampler(name)?;
-    let params = match sampler.value("params") {
+    let factory = state.sampler(sampler.required_text("name")?)?;
+    let params_json = match sampler.value("params") {
         None => "{}".to_owned(),
         Some(params) if params.is_object() => params.to_string(),
         Some(other) => return Err(ApiError::field("sampler.params", "an object", short(other))),
     };
-    Ok(Some((name.to_owned(), params)))
+    Ok(Some(Sampler {
+        factory: Arc::clone(factory),
+        params_json,
+        param: "sampler.params",
+    }))
 }

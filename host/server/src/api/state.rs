@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use galerne_core::grammar::GrammarFactory;
 use galerne_core::guest::{ChatFormat, SamplerFactory};
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
+use galerne_core::limits::GuestLimits;
 use galerne_engine::handle::EngineHandle;
 use galerne_store::tokenizer::Tokenizer;
+use serde_json::Value;
 
 use super::error::ApiError;
 use super::metrics::Metrics;
+use crate::deployments::{DEFAULT_TENANT, Deployments, Live};
 
 /// A model as the routes see it.
 pub struct ServedModel {
@@ -47,6 +50,8 @@ pub struct ApiLimits {
     pub messages_max: usize,
     /// Entries of `logit_bias`.
     pub biases_max: usize,
+    /// Bytes of a component that is pushed.
+    pub component_bytes_max: usize,
 }
 
 impl Default for ApiLimits {
@@ -56,6 +61,31 @@ impl Default for ApiLimits {
             stops_max: 16,
             messages_max: 4_096,
             biases_max: 1_024,
+            component_bytes_max: GuestLimits::default().component_bytes_max,
+        }
+    }
+}
+
+/// What answers a request: a model alone, or within a deployment.
+#[derive(Clone)]
+pub(super) struct Target {
+    /// Runs the sequences.
+    pub(super) model: Arc<ServedModel>,
+    /// The version of the deployment the request named. It stays this one to the request's end.
+    pub(super) live: Option<Arc<Live>>,
+}
+
+impl Target {
+    /// Gives fields that a request leaves out the deployment's values.
+    pub(super) fn fill_in_defaults(&self, body: &mut Value) {
+        let (Some(live), Some(fields)) = (&self.live, body.as_object_mut()) else {
+            return;
+        };
+        for (field, value) in &live.published.deployment.defaults {
+            let given = fields.get(field).is_some_and(|given| !given.is_null());
+            if !given {
+                fields.insert(field.clone(), value.clone());
+            }
         }
     }
 }
@@ -64,6 +94,8 @@ impl Default for ApiLimits {
 pub struct ApiState {
     models: BTreeMap<String, Arc<ServedModel>>,
     samplers: BTreeMap<String, Arc<dyn SamplerFactory>>,
+    deployments: Deployments,
+    admin_token: Option<String>,
     limits: ApiLimits,
     ready: AtomicBool,
     salt: TenantSalt,
@@ -73,11 +105,13 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    /// Not ready until told so.
+    /// Not ready until told so. Without an `admin_token` nobody may use `/v1/admin`.
     #[must_use]
     pub fn new(
         models: BTreeMap<String, Arc<ServedModel>>,
         samplers: BTreeMap<String, Arc<dyn SamplerFactory>>,
+        deployments: Deployments,
+        admin_token: Option<String>,
         limits: ApiLimits,
     ) -> Self {
         let random = RandomState::new();
@@ -87,6 +121,8 @@ impl ApiState {
         Self {
             models,
             samplers,
+            deployments,
+            admin_token,
             limits,
             ready: AtomicBool::new(false),
             salt: TenantSalt(salt),
@@ -121,11 +157,36 @@ impl ApiState {
         &self.metrics
     }
 
-    pub(super) fn model(&self, name: &str) -> Result<&Arc<ServedModel>, ApiError> {
-        self.models.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.models.keys().map(String::as_str).collect();
-            ApiError::no_model(name, &known)
-        })
+    /// Tenants' deployments.
+    #[must_use]
+    pub fn deployments(&self) -> &Deployments {
+        &self.deployments
+    }
+
+    pub(super) fn admin_token(&self) -> Option<&str> {
+        self.admin_token.as_deref()
+    }
+
+    /// What answers requests for this name.
+    pub(super) fn target(&self, name: &str) -> Result<Target, ApiError> {
+        let draw = u8::try_from(self.unique() % 100).unwrap_or(0);
+        let live = self.deployments.find(DEFAULT_TENANT, name, draw);
+        let model_name = live
+            .as_ref()
+            .map_or(name, |live| &live.published.deployment.model);
+        if let Some(model) = self.models.get(model_name) {
+            let model = Arc::clone(model);
+            return Ok(Target { model, live });
+        }
+        let stable = self.deployments.stable(DEFAULT_TENANT);
+        let deployments = stable.iter().map(|live| live.published.deployment.name.as_str());
+        let known: Vec<&str> = self
+            .models
+            .keys()
+            .map(String::as_str)
+            .chain(deployments)
+            .collect();
+        Err(ApiError::no_model(name, &known))
     }
 
     pub(super) fn sampler(&self, name: &str) -> Result<&Arc<dyn SamplerFactory>, ApiError> {

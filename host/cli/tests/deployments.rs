@@ -1,0 +1,350 @@
+//! Plugins and deployments of a running host, as an author uses them: the command line over HTTP/3, clients over HTTP.
+
+mod common;
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Host, MODEL, connect, data, http, root};
+use serde_json::{Value, json};
+
+/// A data folder of this test's own, with the demo model in it.
+struct Author {
+    folder: tempfile::TempDir,
+}
+
+impl Author {
+    fn new() -> Option<Self> {
+        let models = data()?.join("models");
+        let folder = tempfile::tempdir().expect("folder");
+        std::os::unix::fs::symlink(models, folder.path().join("models")).expect("link the models");
+        Some(Self { folder })
+    }
+
+    fn data(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs `galerne` with these arguments against the host: whether it succeeded, and what it said.
+    fn galerne(&self, host: &Host, args: &[&str]) -> (bool, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_galerne"))
+            .args(args)
+            .args(["--server", &host.https, "--data"])
+            .arg(self.data())
+            .output()
+            .expect("run galerne");
+        let said = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    }
+
+    fn does(&self, host: &Host, args: &[&str]) -> String {
+        let (done, said) = self.galerne(host, args);
+        assert!(done, "{args:?}: {said}");
+        said
+    }
+
+    fn deployment(&self, toml: &str) -> String {
+        let file = self.data().join("deployment.toml");
+        std::fs::write(&file, toml).expect("write");
+        file.display().to_string()
+    }
+
+    fn deploy(&self, host: &Host, toml: &str, more: &[&str]) -> String {
+        let file = self.deployment(toml);
+        self.does(host, &[&["deploy", &file], more].concat())
+    }
+
+    fn refused(&self, host: &Host, toml: &str) -> String {
+        let file = self.deployment(toml);
+        let (done, said) = self.galerne(host, &["deploy", &file]);
+        assert!(!done, "{said}");
+        said
+    }
+}
+
+fn guest(name: &str) -> PathBuf {
+    let file = root().join("target/guests").join(name).with_extension("wasm");
+    assert!(file.exists(), "cargo xtask guests builds {}", file.display());
+    file
+}
+
+fn ask(host: &Host, model: &str, content: &str, extra: &Value) -> (u16, Value) {
+    let mut body =
+        json!({"model": model, "temperature": 0, "messages": [{"role": "user", "content": content}]});
+    for (name, value) in extra.as_object().expect("an object") {
+        body[name] = value.clone();
+    }
+    let (status, text) = http(host, "POST", "/v1/chat/completions", &body.to_string());
+    (
+        status,
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")),
+    )
+}
+
+fn content(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{answer}"))
+}
+
+/// The version in the answer's header.
+fn version(host: &Host, model: &str) -> String {
+    let body =
+        json!({"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}).to_string();
+    let mut stream = connect(host);
+    let length = body.len();
+    write!(
+        stream,
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("read");
+    let header = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("x-galerne-deployment: "));
+    header.unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+const REDACTED: &str = r#"
+    name = "private"
+    model = "smollm2"
+    [[filters]]
+    plugin = "redact"
+    [defaults]
+    max_tokens = 24
+"#;
+
+#[test]
+fn a_pushed_filter_works_in_a_deployment() {
+    let Some(author) = Author::new() else { return };
+    let host = Host::start(author.data(), &[]);
+    let file = guest("pii-redact").display().to_string();
+    let checked = author.does(&host, &["plugin", "push", &file, "--name", "redact"]);
+    assert!(
+        checked.starts_with("pushed redact 0.1.0 [filter] (sha256:"),
+        "{checked}"
+    );
+    assert_eq!(
+        author.deploy(&host, REDACTED, &[]),
+        "deployed private version 1: version 1 answers\n"
+    );
+    let question = "Write only this address: jane.doe@example.com";
+    let (_, plain) = ask(&host, MODEL, question, &json!({"max_tokens": 24}));
+    let (_, private) = ask(&host, "private", question, &json!({}));
+    let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().expect("a count");
+    assert!(
+        tokens(&private) != tokens(&plain),
+        "the model saw the same: {private}"
+    );
+    assert!(!content(&private).contains("EMAIL"), "not restored: {private}");
+    assert!(content(&private).contains("jane.doe@example.com"), "{private}");
+    assert_eq!(private["model"], "private");
+
+    // Streamed, the same text comes out.
+    let body = json!({"model": "private", "temperature": 0, "stream": true, "messages": [{"role": "user", "content": question}]});
+    let (status, text) = http(&host, "POST", "/v1/chat/completions", &body.to_string());
+    assert_eq!(status, 200, "{text}");
+    let mut streamed = String::new();
+    for data in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
+        if let Ok(chunk) = serde_json::from_str::<Value>(data) {
+            streamed.push_str(
+                chunk["choices"][0]["delta"]["content"]
+                    .as_str()
+                    .unwrap_or_default(),
+            );
+        }
+    }
+    assert_eq!(streamed, content(&private));
+
+    // What would show the text unfiltered is refused, and so is the way around the messages.
+    for extra in [json!({"logprobs": true}), json!({"return_token_ids": true})] {
+        let (status, answer) = ask(&host, "private", question, &extra);
+        assert_eq!(status, 400, "{answer}");
+    }
+    let body = json!({"model": "private", "prompt": question}).to_string();
+    let (status, text) = http(&host, "POST", "/v1/completions", &body);
+    assert!(status == 400 && text.contains("/v1/chat/completions"), "{text}");
+
+    let (_, listed) = http(&host, "GET", "/v1/models", "");
+    assert!(listed.contains("\"private\""), "{listed}");
+    assert_eq!(
+        author.does(&host, &["deployments"]),
+        "private: version 1 answers\n"
+    );
+    let all = author.does(&host, &["plugin", "list"]);
+    assert!(
+        all.contains("redact 0.1.0 [filter]") && all.contains("mirostat (comes with the host)"),
+        "{all}"
+    );
+}
+
+#[test]
+fn versions_switch_roll_back_and_survive_a_restart() {
+    let Some(author) = Author::new() else { return };
+    let answers = |max_tokens: u32| {
+        format!(
+            "name = \"short\"\nmodel = \"smollm2\"\n[defaults]\nmax_tokens = {max_tokens}\ntemperature = 0\n"
+        )
+    };
+    {
+        let host = Host::start(author.data(), &[]);
+        author.deploy(&host, &answers(400), &[]);
+
+        // A stream that began with version 1 ends with it, whatever is deployed meanwhile.
+        let body = json!({"model": "short", "stream": true, "ignore_eos": true, "stream_options": {"include_usage": true},
+            "messages": [{"role": "user", "content": "Tell me a long story."}]})
+        .to_string();
+        let mut stream = connect(&host);
+        let length = body.len();
+        write!(
+            stream,
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .expect("send");
+        let mut first = [0; 64];
+        stream.read_exact(&mut first).expect("it begins");
+        author.deploy(&host, &answers(2), &[]);
+        assert_eq!(version(&host, "short"), "short@2");
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).expect("it ends");
+        assert!(rest.contains("\"completion_tokens\":400"), "cut short: {rest}");
+        let (_, answer) = ask(&host, "short", "Tell me a long story.", &json!({}));
+        assert_eq!(answer["usage"]["completion_tokens"], 2, "{answer}");
+
+        let said = author.deploy(&host, &answers(3), &["--canary", "50"]);
+        assert_eq!(
+            said,
+            "deployed short version 3: version 2 answers, version 3 50 % of the requests\n"
+        );
+        let seen: Vec<String> = (0..40).map(|_| version(&host, "short")).collect();
+        for label in ["short@2", "short@3"] {
+            let count = seen.iter().filter(|seen| *seen == label).count();
+            assert!((5..=35).contains(&count), "{label}: {count} of 40");
+        }
+        assert_eq!(
+            author.does(&host, &["rollback", "short"]),
+            "short: version 2 answers\n"
+        );
+        author.deploy(&host, &answers(4), &["--canary", "1"]);
+        assert_eq!(
+            author.does(&host, &["promote", "short"]),
+            "short: version 4 answers\n"
+        );
+        assert_eq!(
+            author.does(&host, &["rollback", "short"]),
+            "short: version 2 answers\n"
+        );
+    }
+    let host = Host::start(author.data(), &[]);
+    assert_eq!(version(&host, "short"), "short@2");
+    assert_eq!(
+        author.does(&host, &["rollback", "short"]),
+        "short: version 1 answers\n"
+    );
+    let (done, said) = author.galerne(&host, &["rollback", "short"]);
+    assert!(!done && said.contains("no version was stable before"), "{said}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_nothing_changes() {
+    let Some(author) = Author::new() else { return };
+    let host = Host::start(author.data(), &[]);
+    let cases = [
+        ("name = \"x\"", "missing field `model`"),
+        (
+            "name = \"x\"\nmodel = \"gpt\"",
+            "expected one of smollm2, got \"gpt\"",
+        ),
+        (
+            "name = \"smollm2\"\nmodel = \"smollm2\"",
+            "a model is served as \"smollm2\"",
+        ),
+        (
+            "name = \"x\"\nmodel = \"smollm2\"\n[[filters]]\nplugin = \"nothing\"",
+            "filters[0]: no plugin \"nothing\"",
+        ),
+        (
+            "name = \"x\"\nmodel = \"smollm2\"\n[[filters]]\nplugin = \"mirostat\"",
+            "filters[0]: guest \"mirostat\" does not fit the world galerne:filter/filter@0.1.0",
+        ),
+        (
+            "name = \"x\"\nmodel = \"smollm2\"\n[sampler]\nplugin = \"mirostat\"\nversion = \"9.0.0\"",
+            "comes with the host, in no version 9.0.0",
+        ),
+        (
+            "name = \"x\"\nmodel = \"smollm2\"\n[defaults]\nmessages = []",
+            "expected one of temperature",
+        ),
+        (
+            "name = \"x\"\nmodel = \"smollm2\"\nfilter = []",
+            "unknown field `filter`",
+        ),
+    ];
+    for (toml, expected) in cases {
+        let said = author.refused(&host, toml);
+        assert!(
+            said.contains(expected),
+            "{toml}\nexpected: {expected}\ngot: {said}"
+        );
+    }
+    let text_file = author.data().join("notes.wasm");
+    std::fs::write(&text_file, "no component").expect("write");
+    let (done, said) = author.galerne(&host, &["plugin", "push", &text_file.display().to_string()]);
+    assert!(!done && said.contains("no WebAssembly file"), "{said}");
+    let (status, text) = http(&host, "GET", "/v1/admin/plugins", "");
+    assert!(status == 401 && text.contains("admin token"), "{text}");
+    let (done, said) = author.galerne(&host, &["deployments", "--admin-token", "guess"]);
+    assert!(!done && said.contains("admin token"), "{said}");
+    assert_eq!(author.does(&host, &["deployments"]), "");
+    assert!(
+        !author.data().join("tenants/default/deployments/x").exists(),
+        "a refused deployment left something"
+    );
+}
+
+#[test]
+fn a_deployments_sampler_and_limits_hold() {
+    let Some(author) = Author::new() else { return };
+    let host = Host::start(author.data(), &[]);
+    let toml = "name = \"calm\"\nmodel = \"smollm2\"\n[sampler]\nplugin = \"mirostat\"\nparams = { tau = 3.0 }\n\
+        [limits]\ntokens_max = 8\n";
+    author.deploy(&host, toml, &[]);
+    let (status, answer) = ask(
+        &host,
+        "calm",
+        "Tell me a story.",
+        &json!({"ignore_eos": true, "seed": 1}),
+    );
+    assert_eq!(
+        (status, &answer["usage"]["completion_tokens"]),
+        (200, &json!(8)),
+        "{answer}"
+    );
+    let (status, answer) = ask(&host, "calm", "hi", &json!({"max_tokens": 9}));
+    assert_eq!(
+        (status, &answer["error"]["param"]),
+        (400, &json!("max_tokens")),
+        "{answer}"
+    );
+    let (status, answer) = ask(&host, "calm", "hi", &json!({"sampler": {"name": "mirostat"}}));
+    assert_eq!(
+        (status, &answer["error"]["param"]),
+        (400, &json!("sampler")),
+        "{answer}"
+    );
+    let (status, text) = http(
+        &host,
+        "POST",
+        "/v1/completions",
+        &json!({"model": "calm", "prompt": "Once", "ignore_eos": true}).to_string(),
+    );
+    assert!(
+        status == 200 && text.contains("\"completion_tokens\":8"),
+        "{text}"
+    );
+}
