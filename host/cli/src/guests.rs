@@ -9,7 +9,7 @@ use galerne_core::guest::SamplerFactory;
 use galerne_core::limits::GraphLimits;
 use galerne_core::validate::validate;
 use galerne_core::weights::WeightIndex;
-use galerne_plugin::{PluginHost, PluginOptions};
+use galerne_plugin::{Isolation, PluginHost, PluginOptions};
 use galerne_store::import::GuestChooser;
 
 use crate::config::DataArgs;
@@ -17,11 +17,14 @@ use crate::config::DataArgs;
 /// Name and component of every guest this binary carries.
 pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 
+/// Whose guests those are that the operator brings as files and in models.
+const OPERATOR: &str = "operator";
 const ARCHITECTURES: &[&str] = &["llama"];
 const CHAT_FORMATS: &[&str] = &["chatml"];
 const SAMPLERS: &[&str] = &["mirostat"];
 
-/// Options of a plugin host that compiles in processes of this program and keeps their work in the data folder.
+/// Options of a plugin host that compiles in processes of this program, keeps their work in the data folder, and runs
+/// tenants' guests in cells.
 ///
 /// # Errors
 /// The data folder cannot be made.
@@ -30,8 +33,20 @@ pub fn plugin_options(data: &DataArgs) -> Result<PluginOptions> {
         // By this name, and not by its path, it stays this program when its file is replaced.
         worker: Some(PathBuf::from("/proc/self/exe")),
         artifacts: Some(data.folder()?.join("compiled")),
+        isolation: Isolation::Process,
         ..PluginOptions::default()
     })
+}
+
+/// Where a guest of this component belongs: what this binary carries runs in this process, all else is the operator's own
+/// and runs where tenants' guests do.
+#[must_use]
+pub fn place(host: &PluginHost, component: &[u8]) -> PluginHost {
+    if EMBEDDED.iter().any(|(_, known)| *known == component) {
+        host.clone()
+    } else {
+        host.for_tenant(OPERATOR)
+    }
 }
 
 /// The embedded guest called `name`.
@@ -74,8 +89,7 @@ impl GuestChooser for Chooser<'_> {
 
     fn check(&self, architecture: &[u8], config_json: &str, weights: &WeightIndex) -> Result<(), String> {
         let fits = || -> Result<()> {
-            let graph = self
-                .host
+            let graph = place(self.host, architecture)
                 .load_model("architecture", architecture)?
                 .build(config_json)?;
             validate(graph, weights, &GraphLimits::default())?;
@@ -89,7 +103,7 @@ impl Chooser<'_> {
     fn find_architecture(&self, model_type: &str) -> Result<Vec<u8>> {
         if let Some(file) = &self.architecture {
             let component = read(file)?;
-            self.host.load_model(&file_name(file), &component)?;
+            place(self.host, &component).load_model(&file_name(file), &component)?;
             return Ok(component);
         }
         let mut known = Vec::new();
@@ -110,7 +124,7 @@ impl Chooser<'_> {
     fn find_chat(&self, template: Option<&str>, special_tokens: &[String]) -> Result<Vec<u8>> {
         if let Some(file) = &self.chat {
             let component = read(file)?;
-            self.host.load_chat(&file_name(file), &component)?;
+            place(self.host, &component).load_chat(&file_name(file), &component)?;
             return Ok(component);
         }
         for name in CHAT_FORMATS {
@@ -146,7 +160,11 @@ pub fn samplers(host: &PluginHost, own: &[String]) -> Result<BTreeMap<String, Ar
         let (name, file) = entry
             .split_once('=')
             .with_context(|| format!("--sampler: expected NAME=FILE.wasm, got \"{entry}\""))?;
-        guests.insert(name.to_owned(), host.load_sampler(name, &read(Path::new(file))?)?);
+        let component = read(Path::new(file))?;
+        guests.insert(
+            name.to_owned(),
+            place(host, &component).load_sampler(name, &component)?,
+        );
     }
     Ok(guests)
 }

@@ -20,6 +20,7 @@ use galerne_store::package::Package;
 use galerne_store::tokenizer::Tokenizer;
 
 use crate::config::DeviceArgs;
+use crate::guests;
 
 /// Tokens in one KV block.
 const BLOCK_TOKENS: usize = 16;
@@ -85,7 +86,8 @@ pub fn device(args: &DeviceArgs) -> Result<CpuDevice> {
 /// The guest or the graph, with the reason.
 pub fn build_graph(package: &Package, plugins: &PluginHost) -> Result<ValidGraph> {
     let name = format!("{}/architecture", package.manifest().name);
-    let guest = plugins.load_model(&name, &package.architecture()?)?;
+    let component = package.architecture()?;
+    let guest = guests::place(plugins, &component).load_model(&name, &component)?;
     let graph = guest.build(package.config_json())?;
     let weights = package.weights()?;
     Ok(validate(graph, weights.index(), &GraphLimits::default())?)
@@ -174,7 +176,8 @@ pub fn start(
     let name = &package.manifest().name;
     // The small things first: what reading them takes for a moment is free again when the weights come.
     let tokenizer = package.tokenizer()?;
-    let chat = plugins.load_chat(&format!("{name}/chat"), &package.chat()?)?;
+    let component = package.chat()?;
+    let chat = guests::place(plugins, &component).load_chat(&format!("{name}/chat"), &component)?;
     let model =
         load_program(package, plugins, device, args).with_context(|| format!("load model \"{name}\""))?;
     let stop_tokens = package.eos_tokens(&tokenizer)?;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Bounds on a graph from a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GraphLimits {
@@ -36,7 +38,7 @@ impl Default for GraphLimits {
 }
 
 /// Bounds on one guest instance and its calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestLimits {
     /// Linear memory of one instance.
     pub memory_bytes_max: usize,

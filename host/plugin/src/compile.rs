@@ -22,14 +22,24 @@ const CACHED_MAX: usize = 64;
 
 type Sha256Digest = [u8; 32];
 
+/// Where compiled code comes from.
+#[derive(Debug)]
+pub(crate) enum CodeSource {
+    /// This process compiles.
+    Here,
+    /// The program whose `compile-guest` compiles.
+    Worker(PathBuf),
+    /// What is loaded is compiled already: this is a cell, and its host compiled it.
+    Given,
+}
+
 /// Compiles components and remembers them by the digest of their bytes: within this process, and in a folder if there is
 /// one.
 pub(crate) struct Compiler {
     engine: Engine,
     /// The runtime's hash of all that changes code.
     compatibility: u64,
-    /// The program whose `compile-guest` compiles; without one, this process does.
-    worker: Option<PathBuf>,
+    source: CodeSource,
     limits: CompileLimits,
     folder: Option<ArtifactFolder>,
     // A std Mutex: held for a look-up, never while compiling. Two threads that bring the same new component
@@ -39,12 +49,16 @@ pub(crate) struct Compiler {
 
 impl Compiler {
     /// Nothing compiled yet but what is in the folder.
-    pub(crate) fn new(engine: Engine, options: &PluginOptions) -> Result<Self, PluginError> {
+    pub(crate) fn new(
+        engine: Engine,
+        options: &PluginOptions,
+        source: CodeSource,
+    ) -> Result<Self, PluginError> {
         let folder = options.artifacts.as_deref();
         Ok(Self {
             compatibility: runtime::compatibility(&engine),
             engine,
-            worker: options.worker.clone(),
+            source,
             limits: options.compile,
             folder: folder.map(ArtifactFolder::open).transpose()?,
             compiled: Mutex::default(),
@@ -63,7 +77,7 @@ impl Compiler {
         if let Some(component) = known(&self.compiled.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(component);
         }
-        let artifact = self.artifact(&digest, bytes)?;
+        let artifact = self.artifact_of(&digest, bytes)?;
         // Code that was made is still refused here if it needs more than the pool of instances gives.
         let component = runtime::deserialize(&self.engine, &artifact)
             .map_err(|error| CompileError::Broken(reasons(&error)))?;
@@ -77,15 +91,26 @@ impl Compiler {
         Ok(component)
     }
 
+    /// Whether what is loaded are components, to be checked as such.
+    pub(crate) fn takes_components(&self) -> bool {
+        !matches!(self.source, CodeSource::Given)
+    }
+
+    /// The component's code, for another process.
+    pub(crate) fn artifact(&self, bytes: &[u8]) -> Result<Artifact, CompileError> {
+        self.artifact_of(&Sha256::digest(bytes).into(), bytes)
+    }
+
     /// The component's code: from the folder, or compiled and put there.
-    fn artifact(&self, digest: &Sha256Digest, bytes: &[u8]) -> Result<Artifact, CompileError> {
+    fn artifact_of(&self, digest: &Sha256Digest, bytes: &[u8]) -> Result<Artifact, CompileError> {
         let key = ArtifactKey::new(digest, self.compatibility);
         if let Some(artifact) = self.folder.as_ref().and_then(|folder| folder.get(&key)) {
             return Ok(artifact);
         }
-        let artifact = match &self.worker {
-            Some(program) => compile_process::compile(program, &self.limits, bytes)?,
-            None => self
+        let artifact = match &self.source {
+            CodeSource::Given => return Ok(Artifact::trusted(bytes.to_vec())),
+            CodeSource::Worker(program) => compile_process::compile(program, &self.limits, bytes)?,
+            CodeSource::Here => self
                 .engine
                 .precompile_component(bytes)
                 .map(Artifact::trusted)

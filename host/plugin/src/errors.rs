@@ -28,6 +28,9 @@ pub enum PluginError {
     /// The operating system refused a thread.
     #[error("start a guest thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// Processes for guests need a program to run in them.
+    #[error("plugin options: isolation in processes needs worker, the program to start")]
+    NoWorker,
     /// The folder of compiled guests cannot be used.
     #[error("use the folder of compiled guests {}: {source}", .folder.display())]
     Artifacts {

@@ -128,12 +128,7 @@ impl Flow {
     /// Counts what leaves.
     fn let_out(&mut self, core: &GuestCore, call: &'static str, text: String) -> Result<String, GuestError> {
         self.let_out_bytes = self.let_out_bytes.saturating_add(text.len());
-        let limit_bytes = core.limits().filtered_bytes_max;
-        if self.let_out_bytes > limit_bytes {
-            let got = self.let_out_bytes;
-            let limit = format!("text let out of at most {limit_bytes} bytes per request, wanted {got}");
-            return Err(core.over_limit(call, limit));
-        }
+        check_let_out(core, call, self.let_out_bytes)?;
         Ok(text)
     }
 }
@@ -222,9 +217,27 @@ impl FilterSession for Session {
     }
 }
 
-/// The filter's own refusal, or its fault if the status is none of a refusal.
 fn refused(core: &GuestCore, call: &'static str, refusal: &wit::Refusal) -> FilterError {
-    let status = refusal.status;
+    checked_refusal(core, call, refusal.status, &refusal.reason)
+}
+
+/// Whether a request may let out so much.
+pub(crate) fn check_let_out(core: &GuestCore, call: &'static str, got: usize) -> Result<(), GuestError> {
+    let limit_bytes = core.limits().filtered_bytes_max;
+    if got > limit_bytes {
+        let limit = format!("text let out of at most {limit_bytes} bytes per request, wanted {got}");
+        return Err(core.over_limit(call, limit));
+    }
+    Ok(())
+}
+
+/// The filter's own refusal, or its fault if the status is none of a refusal.
+pub(crate) fn checked_refusal(
+    core: &GuestCore,
+    call: &'static str,
+    status: u16,
+    reason: &str,
+) -> FilterError {
     if !(Refusal::STATUS_MIN..=Refusal::STATUS_MAX).contains(&status) {
         let expected = "a refusal's status from 400 to 599";
         return core.bad_answer(call, expected, &status.to_string()).into();
@@ -232,6 +245,6 @@ fn refused(core: &GuestCore, call: &'static str, refusal: &wit::Refusal) -> Filt
     FilterError::Refused(Refusal {
         filter: core.name.to_string(),
         status,
-        reason: bounded(&refusal.reason),
+        reason: bounded(reason),
     })
 }

@@ -1,18 +1,20 @@
-//! The front door: options, and loading a guest of each world. Knows no world's functions.
+//! The front door: options, and loading a guest of each world, here or in its tenant's cell. Knows no world's functions.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use galerne_core::grammar::{GrammarError, TokenTexts};
 use galerne_core::guest::{
-    Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, SamplerFactory, ToolFactory,
+    Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, SamplerFactory, ToolFactory, World,
 };
-use galerne_core::limits::{CompileLimits, EngineLimits, GrammarLimits, GuestLimits};
+use galerne_core::limits::{CellLimits, CompileLimits, EngineLimits, GrammarLimits, GuestLimits};
 use wasmtime::Engine;
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::InstancePre;
 
+use crate::cell::{self, Cell, CellChat, CellFilter, CellGuest, CellModel, CellSampler, CellTool, Settings};
 use crate::chat::ChatGuest;
-use crate::compile::Compiler;
+use crate::compile::{CodeSource, Compiler};
 use crate::compile_process::CompileError;
 use crate::errors::PluginError;
 use crate::filter::FilterGuest;
@@ -47,6 +49,20 @@ pub struct PluginOptions {
     pub compile: CompileLimits,
     /// Where compiled components are kept from one start to the next. Made, readable for this user only.
     pub artifacts: Option<PathBuf>,
+    /// Where tenants' guests run.
+    pub isolation: Isolation,
+    /// Bounds on each cell.
+    pub cell: CellLimits,
+}
+
+/// Where tenants' guests run; guests without a tenant run in this process in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// In this process: what breaks out of the runtime has all that the host has.
+    #[default]
+    InProcess,
+    /// In a process of their tenant, without files, network and privileges. Needs [`PluginOptions::worker`].
+    Process,
 }
 
 impl Default for PluginOptions {
@@ -60,6 +76,8 @@ impl Default for PluginOptions {
             worker: None,
             compile: CompileLimits::default(),
             artifacts: None,
+            isolation: Isolation::default(),
+            cell: CellLimits::default(),
         }
     }
 }
@@ -69,6 +87,8 @@ impl Default for PluginOptions {
 #[derive(Clone)]
 pub struct PluginHost {
     shared: Arc<HostShared>,
+    /// Whose guests are loaded through this clone.
+    tenant: Option<Arc<str>>,
 }
 
 /// What all guests of a host share.
@@ -77,6 +97,14 @@ pub(crate) struct HostShared {
     pub(crate) engine: Engine,
     pub(crate) compiler: Compiler,
     pub(crate) workers: Workers,
+    // A std Mutex: held for a look-up.
+    cells: Mutex<HashMap<Arc<str>, Arc<Cell>>>,
+}
+
+/// A component that was loaded, and where.
+enum Loaded {
+    Here(GuestCore, InstancePre<StoreState>),
+    Cell(Arc<CellGuest>),
 }
 
 impl std::fmt::Debug for PluginHost {
@@ -107,19 +135,44 @@ impl PluginHost {
                 got: 0,
             });
         }
+        let source = match (&options.worker, options.isolation) {
+            (Some(program), _) => CodeSource::Worker(program.clone()),
+            (None, Isolation::InProcess) => CodeSource::Here,
+            (None, Isolation::Process) => return Err(PluginError::NoWorker),
+        };
+        Self::start(options, source)
+    }
+
+    /// In a cell: what is loaded is code that the host compiled.
+    pub(crate) fn in_cell(options: PluginOptions) -> Result<Self, PluginError> {
+        Self::start(options, CodeSource::Given)
+    }
+
+    fn start(options: PluginOptions, source: CodeSource) -> Result<Self, PluginError> {
         let engine = runtime::engine(&options.limits, options.instances_max)?;
         // A session has one open question at most, so that a queue of this length is only ever full of
         // questions whose sessions are gone.
         let workers = Workers::start(options.workers, options.instances_max as usize)?;
-        let compiler = Compiler::new(engine.clone(), &options)?;
+        let compiler = Compiler::new(engine.clone(), &options, source)?;
         Ok(Self {
             shared: Arc::new(HostShared {
                 options,
                 engine,
                 compiler,
                 workers,
+                cells: Mutex::default(),
             }),
+            tenant: None,
         })
+    }
+
+    /// The same host, to load guests of this tenant: under [`Isolation::Process`] they run in the tenant's cell.
+    #[must_use]
+    pub fn for_tenant(&self, tenant: &str) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            tenant: Some(Arc::from(tenant)),
+        }
     }
 
     /// Loads a component of the world `galerne:model/model@0.1.0`. `name` is for messages.
@@ -127,8 +180,10 @@ impl PluginHost {
     /// # Errors
     /// Too large, no component, or it does not fit the world.
     pub fn load_model(&self, name: &str, component: &[u8]) -> Result<Arc<dyn Architecture>, GuestError> {
-        let (core, pre) = self.load(name, "galerne:model/model@0.1.0", component)?;
-        Ok(Arc::new(ModelGuest::new(core, pre)?))
+        match self.load(name, World::Model, component)? {
+            Loaded::Here(core, pre) => Ok(Arc::new(ModelGuest::new(core, pre)?)),
+            Loaded::Cell(guest) => Ok(Arc::new(CellModel(guest))),
+        }
     }
 
     /// Loads a component of the world `galerne:chat/chat@0.1.0`. `name` is for messages.
@@ -136,8 +191,10 @@ impl PluginHost {
     /// # Errors
     /// Too large, no component, or it does not fit the world.
     pub fn load_chat(&self, name: &str, component: &[u8]) -> Result<Arc<dyn ChatFormat>, GuestError> {
-        let (core, pre) = self.load(name, "galerne:chat/chat@0.1.0", component)?;
-        Ok(Arc::new(ChatGuest::new(core, pre)?))
+        match self.load(name, World::Chat, component)? {
+            Loaded::Here(core, pre) => Ok(Arc::new(ChatGuest::new(core, pre)?)),
+            Loaded::Cell(guest) => Ok(Arc::new(CellChat(guest))),
+        }
     }
 
     /// Loads a component of the world `galerne:sampling/sampler@0.1.0`. `name` is for messages.
@@ -145,8 +202,10 @@ impl PluginHost {
     /// # Errors
     /// Too large, no component, or it does not fit the world.
     pub fn load_sampler(&self, name: &str, component: &[u8]) -> Result<Arc<dyn SamplerFactory>, GuestError> {
-        let (core, pre) = self.load(name, "galerne:sampling/sampler@0.1.0", component)?;
-        Ok(Arc::new(SamplerGuest::new(core, pre)?))
+        match self.load(name, World::Sampler, component)? {
+            Loaded::Here(core, pre) => Ok(Arc::new(SamplerGuest::new(core, pre)?)),
+            Loaded::Cell(guest) => Ok(Arc::new(CellSampler(guest))),
+        }
     }
 
     /// Loads a component of the world `galerne:filter/filter@0.1.0`. `name` is for messages.
@@ -154,8 +213,10 @@ impl PluginHost {
     /// # Errors
     /// Too large, no component, or it does not fit the world.
     pub fn load_filter(&self, name: &str, component: &[u8]) -> Result<Arc<dyn FilterFactory>, GuestError> {
-        let (core, pre) = self.load(name, "galerne:filter/filter@0.1.0", component)?;
-        Ok(Arc::new(FilterGuest::new(core, pre)?))
+        match self.load(name, World::Filter, component)? {
+            Loaded::Here(core, pre) => Ok(Arc::new(FilterGuest::new(core, pre)?)),
+            Loaded::Cell(guest) => Ok(Arc::new(CellFilter(guest))),
+        }
     }
 
     /// Prepares grammars over a model's vocabulary. Takes some milliseconds.
@@ -171,17 +232,34 @@ impl PluginHost {
     /// # Errors
     /// Too large, no component, or it does not fit the world.
     pub fn load_tool(&self, name: &str, component: &[u8]) -> Result<Arc<dyn ToolFactory>, GuestError> {
-        let (core, pre) = self.load(name, "galerne:tool/tool@0.1.0", component)?;
-        Ok(Arc::new(ToolGuest::new(core, pre)?))
+        match self.load(name, World::Tool, component)? {
+            Loaded::Here(core, pre) => Ok(Arc::new(ToolGuest::new(core, pre)?)),
+            Loaded::Cell(guest) => Ok(Arc::new(CellTool(guest))),
+        }
     }
 
-    /// The worlds and imports of a component.
+    /// The worlds and imports of a component. A component that fits them by name only is refused.
     pub(crate) fn facts(&self, name: &str, component: &[u8]) -> Result<GuestFacts, GuestError> {
         let core = self.core(name, "of any package of galerne's contract");
-        let compiled = self.compile(&core, component)?;
+        if let Some(cell) = self.cell() {
+            let artifact = self.compiled(&core, component, Compiler::artifact)?;
+            return cell::inspect(&core, &cell, &artifact);
+        }
+        let compiled = self.compiled(&core, component, Compiler::component)?;
         let engine = &self.shared.engine;
+        let worlds = inspect::worlds(engine, &compiled).map_err(|reason| core.link_reason(reason))?;
+        // Loading finds what the names of exports do not tell: other types, an instance that does not start.
+        for world in &worlds {
+            match world {
+                World::Model => drop(self.load_model(name, component)?),
+                World::Chat => drop(self.load_chat(name, component)?),
+                World::Sampler => drop(self.load_sampler(name, component)?),
+                World::Filter => drop(self.load_filter(name, component)?),
+                World::Tool => drop(self.load_tool(name, component)?),
+            }
+        }
         Ok(GuestFacts {
-            worlds: inspect::worlds(engine, &compiled).map_err(|reason| core.link_reason(reason))?,
+            worlds,
             imports: inspect::imports(engine, &compiled),
         })
     }
@@ -194,37 +272,63 @@ impl PluginHost {
         }
     }
 
-    fn compile(&self, core: &GuestCore, component: &[u8]) -> Result<Component, GuestError> {
-        let limit_bytes = self.shared.options.limits.component_bytes_max;
-        if component.len() > limit_bytes {
-            let got = component.len();
-            let limit = format!("component of at most {limit_bytes} bytes, got {got}");
-            return Err(core.over_limit("load", limit));
-        }
-        inspect::check_header(component).map_err(|reason| core.link_reason(reason))?;
-        self.shared
-            .compiler
-            .component(component)
-            .map_err(|error| match error {
-                CompileError::Broken(reason) => core.link_reason(inspect::broken(&reason)),
-                CompileError::Limit(limit) => core.over_limit("compile", limit),
-                CompileError::Process(reason) => core.process_gone("compile", reason),
-            })
+    /// The tenant's cell, if its guests run in one.
+    fn cell(&self) -> Option<Arc<Cell>> {
+        let options = &self.shared.options;
+        let (Isolation::Process, Some(tenant), Some(program)) =
+            (options.isolation, &self.tenant, &options.worker)
+        else {
+            return None;
+        };
+        let mut cells = self.shared.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let settings = Settings {
+                limits: options.limits,
+                workers: options.workers,
+                instances_max: options.instances_max,
+                candidates_max: options.candidates_max,
+            };
+            Arc::new(Cell::new(tenant, program.clone(), options.cell, settings))
+        };
+        Some(Arc::clone(cells.entry(Arc::clone(tenant)).or_insert_with(new)))
     }
 
-    fn load(
+    /// Checks what can be told from a component's bytes, and compiles it to what `compile` gives.
+    fn compiled<T>(
         &self,
-        name: &str,
-        world: &'static str,
+        core: &GuestCore,
         component: &[u8],
-    ) -> Result<(GuestCore, InstancePre<StoreState>), GuestError> {
-        let core = self.core(name, world);
-        let compiled = self.compile(&core, component)?;
+        compile: impl FnOnce(&Compiler, &[u8]) -> Result<T, CompileError>,
+    ) -> Result<T, GuestError> {
+        let compiler = &self.shared.compiler;
+        if compiler.takes_components() {
+            let limit_bytes = self.shared.options.limits.component_bytes_max;
+            if component.len() > limit_bytes {
+                let got = component.len();
+                let limit = format!("component of at most {limit_bytes} bytes, got {got}");
+                return Err(core.over_limit("load", limit));
+            }
+            inspect::check_header(component).map_err(|reason| core.link_reason(reason))?;
+        }
+        compile(compiler, component).map_err(|error| match error {
+            CompileError::Broken(reason) => core.link_reason(inspect::broken(&reason)),
+            CompileError::Limit(limit) => core.over_limit("compile", limit),
+            CompileError::Process(reason) => core.process_gone("compile", reason),
+        })
+    }
+
+    fn load(&self, name: &str, world: World, component: &[u8]) -> Result<Loaded, GuestError> {
+        let core = self.core(name, inspect::full_name(world));
+        if let Some(cell) = self.cell() {
+            let artifact = self.compiled(&core, component, Compiler::artifact)?;
+            return CellGuest::load(core, cell, world, artifact).map(Loaded::Cell);
+        }
+        let compiled = self.compiled(&core, component, Compiler::component)?;
         let pre = self
             .shared
             .compiler
             .link(&compiled)
             .map_err(|reason| core.link_reason(reason))?;
-        Ok((core, pre))
+        Ok(Loaded::Here(core, pre))
     }
 }

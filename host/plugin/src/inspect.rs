@@ -17,6 +17,17 @@ const VERSION: &str = "0.1.0";
 /// Names listed in one message.
 const LISTED_MAX: usize = 8;
 
+/// Package, world and version, for messages.
+pub(crate) fn full_name(world: World) -> &'static str {
+    match world {
+        World::Model => "galerne:model/model@0.1.0",
+        World::Chat => "galerne:chat/chat@0.1.0",
+        World::Sampler => "galerne:sampling/sampler@0.1.0",
+        World::Filter => "galerne:filter/filter@0.1.0",
+        World::Tool => "galerne:tool/tool@0.1.0",
+    }
+}
+
 /// The first bytes of every WebAssembly file.
 const MAGIC: &[u8] = b"\0asm";
 /// What follows in a component, and in a core module.

@@ -21,6 +21,11 @@
 //! bounded by nothing but the component's size. [`PluginOptions::artifacts`] keeps compiled code from one start to the
 //! next, each file under a MAC.
 //!
+//! # Cells
+//!
+//! Under [`Isolation::Process`] a tenant's guests run in a process of their own, and the traits forward to it:
+//! `galerne cell`, which is [`cell()`]. All of the above holds there too, by the same code.
+//!
 //! # Fairness
 //!
 //! Questions to samplers wait in one queue and are answered by [`PluginOptions::workers`] threads, first come,
@@ -29,6 +34,7 @@
 
 mod artifact;
 mod bindings;
+mod cell;
 mod chat;
 mod compile;
 mod compile_process;
@@ -48,8 +54,9 @@ mod sandbox;
 mod tool;
 mod workers;
 
+pub use cell::{CellError, cell};
 pub use compile_process::{CompileProcessError, compile_guest};
 pub use errors::PluginError;
 pub use grammar::Grammars;
-pub use host::{PluginHost, PluginOptions};
+pub use host::{Isolation, PluginHost, PluginOptions};
 pub use sandbox::SandboxError;

@@ -204,3 +204,65 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     rules.insert(libc::SYS_prlimit64, only(0, SeccompCmpOp::Eq, 0)?);
     Ok(rules)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::ErrorKind;
+    use std::net::TcpListener;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Both walls are around one thread and those it starts, so that a test can stand behind them.
+    fn behind(wall: fn() -> Result<(), SandboxError>, check: fn()) {
+        let thread = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).expect("allowed");
+            wall().expect("the kernel has it");
+            check();
+        });
+        thread.join().expect("all checks hold");
+    }
+
+    #[test]
+    fn no_file_socket_or_program_is_within_reach() {
+        behind(seccomp, || {
+            let denied = |what: &str, error: Option<std::io::Error>| {
+                let error = error.unwrap_or_else(|| panic!("{what} was allowed"));
+                assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{what}: {error}");
+            };
+            denied("reading", File::open("/etc/passwd").err());
+            denied("writing", File::create("/tmp/galerne-sandbox-test").err());
+            denied("listing", std::fs::read_dir("/").err());
+            denied("a socket", TcpListener::bind("127.0.0.1:0").err());
+            denied("a program", Command::new("/bin/true").spawn().err());
+        });
+    }
+
+    #[test]
+    fn threads_and_memory_are_within_reach() {
+        behind(seccomp, || {
+            let sum = std::thread::spawn(|| {
+                vec![1u8; 64 << 20]
+                    .iter()
+                    .map(|byte| u64::from(*byte))
+                    .sum::<u64>()
+            });
+            assert_eq!(sum.join().expect("a thread"), 64 << 20);
+        });
+    }
+
+    #[test]
+    fn landlock_alone_denies_files_and_network() {
+        behind(landlock, || {
+            let opened = File::open("/etc/passwd").map(drop);
+            // A kernel without landlock has only the other wall.
+            if let Err(error) = opened {
+                assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+                assert!(TcpListener::bind("127.0.0.1:0").is_err(), "a port was bound");
+            } else {
+                eprintln!("SKIPPED: this kernel has no landlock");
+            }
+        });
+    }
+}

@@ -30,43 +30,43 @@ impl ToolGuest {
         core.try_out(pre.instance_pre(), |store, instance| Tool::new(store, instance))?;
         Ok(Self { core, pre })
     }
+}
 
-    /// What a guest lists, as the contract wants it.
-    fn checked(&self, tools: Vec<wit::Tool>) -> Result<Vec<ToolSpec>, GuestError> {
-        let limits = self.core.limits();
-        let (count, count_max) = (tools.len(), limits.tools_max);
-        if count > count_max {
-            let limit = format!("at most {count_max} functions in one list, got {count}");
-            return Err(self.core.over_limit(LIST, limit));
-        }
-        let text_bytes = |tool: &wit::Tool| tool.description.len() + tool.parameters_json.len();
-        let (bytes, bytes_max) = (
-            tools.iter().map(text_bytes).sum::<usize>(),
-            limits.tools_bytes_max,
-        );
-        if bytes > bytes_max {
-            let limit = format!("descriptions and schemas of at most {bytes_max} bytes, got {bytes}");
-            return Err(self.core.over_limit(LIST, limit));
-        }
-        let mut names = BTreeSet::new();
-        for tool in &tools {
-            let (expected, got) = if !is_tool_name(&tool.name) {
-                (
-                    "names of 1 to 64 letters, digits, _ and -",
-                    format!("{:?}", tool.name),
-                )
-            } else if !names.insert(tool.name.as_str()) {
-                ("each name once", format!("\"{}\" again", tool.name))
-            } else if let Err(reason) = check_schema(&tool.parameters_json) {
-                let expected = "a JSON object as the schema of each function's arguments";
-                (expected, format!("that of \"{}\": {reason}", tool.name))
-            } else {
-                continue;
-            };
-            return Err(self.core.bad_answer(LIST, expected, &got));
-        }
-        Ok(tools.into_iter().map(spec).collect())
+/// What a guest lists, if it is as the contract wants it.
+pub(crate) fn checked_list(core: &GuestCore, tools: Vec<ToolSpec>) -> Result<Vec<ToolSpec>, GuestError> {
+    let limits = core.limits();
+    let (count, count_max) = (tools.len(), limits.tools_max);
+    if count > count_max {
+        let limit = format!("at most {count_max} functions in one list, got {count}");
+        return Err(core.over_limit(LIST, limit));
     }
+    let text_bytes = |tool: &ToolSpec| tool.description.len() + tool.parameters_json.len();
+    let (bytes, bytes_max) = (
+        tools.iter().map(text_bytes).sum::<usize>(),
+        limits.tools_bytes_max,
+    );
+    if bytes > bytes_max {
+        let limit = format!("descriptions and schemas of at most {bytes_max} bytes, got {bytes}");
+        return Err(core.over_limit(LIST, limit));
+    }
+    let mut names = BTreeSet::new();
+    for tool in &tools {
+        let (expected, got) = if !is_tool_name(&tool.name) {
+            (
+                "names of 1 to 64 letters, digits, _ and -",
+                format!("{:?}", tool.name),
+            )
+        } else if !names.insert(tool.name.as_str()) {
+            ("each name once", format!("\"{}\" again", tool.name))
+        } else if let Err(reason) = check_schema(&tool.parameters_json) {
+            let expected = "a JSON object as the schema of each function's arguments";
+            (expected, format!("that of \"{}\": {reason}", tool.name))
+        } else {
+            continue;
+        };
+        return Err(core.bad_answer(LIST, expected, &got));
+    }
+    Ok(tools)
 }
 
 fn spec(tool: wit::Tool) -> ToolSpec {
@@ -75,6 +75,16 @@ fn spec(tool: wit::Tool) -> ToolSpec {
         description: tool.description,
         parameters_json: tool.parameters_json,
     }
+}
+
+/// A tool's answer, if it is not too long.
+pub(crate) fn checked_answer(core: &GuestCore, text: String) -> Result<String, GuestError> {
+    let (bytes, bytes_max) = (text.len(), core.limits().tool_answer_bytes_max);
+    if bytes > bytes_max {
+        let limit = format!("an answer of at most {bytes_max} bytes, got {bytes}");
+        return Err(core.over_limit(CALL, limit));
+    }
+    Ok(text)
 }
 
 fn check_schema(json: &str) -> Result<(), String> {
@@ -94,7 +104,8 @@ impl ToolFactory for ToolGuest {
             let tool: Tool = self.pre.instantiate(&mut *store)?;
             tool.galerne_tool_tools().call_list(store, params_json)
         })?;
-        self.checked(listed.map_err(|message| self.core.refused(LIST, &message))?)
+        let tools = listed.map_err(|message| self.core.refused(LIST, &message))?;
+        checked_list(&self.core, tools.into_iter().map(spec).collect())
     }
 
     fn session(&self, params_json: &str, info: &RequestInfo) -> Result<Box<dyn ToolSession>, GuestError> {
@@ -129,11 +140,6 @@ impl ToolSession for Session {
             wit::Error::Arguments(message) => ToolError::Arguments(bounded(&message)),
             wit::Error::Failed(message) => ToolError::Failed(bounded(&message)),
         })?;
-        let (bytes, bytes_max) = (text.len(), core.limits().tool_answer_bytes_max);
-        if bytes > bytes_max {
-            let limit = format!("an answer of at most {bytes_max} bytes, got {bytes}");
-            return Err(core.over_limit(CALL, limit).into());
-        }
-        Ok(text)
+        Ok(checked_answer(core, text)?)
     }
 }

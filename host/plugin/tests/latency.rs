@@ -4,7 +4,7 @@
 mod guests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use galerne_core::chat::ChatOptions;
@@ -12,8 +12,9 @@ use galerne_core::filter::{Channel, FilterRequest};
 use galerne_core::guest::{Answer, PlanStep, Waker};
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::Candidate;
+use galerne_plugin::{Isolation, PluginHost, PluginOptions};
 use guests::filter::{info, user};
-use guests::{Chat, Model, Sampler, built, host};
+use guests::{Chat, Model, Sampler, built, host, host_with, worker};
 
 fn report(what: &str, mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
@@ -89,6 +90,53 @@ fn rounds(when: &str, component: &[u8], shown: u32) {
     let plan = report(&format!("{when}: plan, asked to taken"), plans);
     let choice = report(&format!("{when}: choose of {shown}, asked to taken"), choices);
     println!("{when}: a round costs {:?}", plan + choice);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn steps_in_a_cell() {
+    let small = Sampler::default().component();
+    steps("16 sessions in this process", &host(), &small);
+    let in_cells = host_with(&PluginOptions {
+        isolation: Isolation::Process,
+        worker: Some(worker()),
+        ..PluginOptions::default()
+    });
+    steps("16 sessions in a cell", &in_cells, &small);
+    if let Some(mirostat) = built("mirostat") {
+        steps("16 sessions of mirostat in a cell", &in_cells, &mirostat);
+    }
+}
+
+/// Steps as the engine has them: ask every session, sleep until all have answered.
+fn steps(what: &str, host: &PluginHost, component: &[u8]) {
+    let guest = host.load_sampler("good", component).expect("it fits");
+    let (engine, waiting) = (std::thread::current(), Arc::new(AtomicUsize::new(0)));
+    let woken = Arc::clone(&waiting);
+    let waker: Waker = Arc::new(move || {
+        if woken.fetch_sub(1, Ordering::AcqRel) == 1 {
+            engine.unpark();
+        }
+    });
+    let open = || guest.session("{}", 49_152, 0, Arc::clone(&waker));
+    report(&format!("{what}: a new session"), timed(2_000, || drop(open())));
+    let mut sessions: Vec<_> = (0..16).map(|_| open().expect("a session")).collect();
+    let times = timed(5_000, || {
+        waiting.store(sessions.len(), Ordering::Release);
+        for session in &mut sessions {
+            session.request_plan(PlanStep {
+                position: 1,
+                accepted: vec![TokenId(1)],
+            });
+        }
+        while waiting.load(Ordering::Acquire) > 0 {
+            std::thread::park();
+        }
+        for session in &mut sessions {
+            assert!(matches!(session.take_plan(), Answer::Ready(Ok(_))));
+        }
+    });
+    report(&format!("{what}: a step's plans"), times);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Tools through the real boundary: what is listed and answered, and that one that misbehaves fails alone, in bounded time.
 
-mod guests;
+pub(crate) mod guests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -76,6 +76,9 @@ enum Command {
     /// Compile one component from standard input to standard output, confined; started by the host
     #[command(hide = true)]
     CompileGuest(worker::CompileGuestArgs),
+    /// Run a tenant's guests, confined, for the host on standard input; started by the host
+    #[command(hide = true)]
+    Cell(worker::CellArgs),
 }
 
 impl Cli {
@@ -101,6 +104,7 @@ impl Cli {
             Command::Doctor(args) => doctor::run(&self.data, &args),
             Command::Bench(command) => bench::run(&self.data, command),
             Command::CompileGuest(args) => worker::compile_guest(&args),
+            Command::Cell(args) => worker::cell(&args),
         }
     }
 }

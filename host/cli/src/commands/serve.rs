@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use galerne_plugin::PluginHost;
+use galerne_plugin::{Isolation, PluginHost, PluginOptions};
 use galerne_server::api::{self, ApiLimits, ApiState, ServedModel};
 use galerne_server::deployments::Deployments;
 use galerne_server::limits::{Congestion, TransportLimits};
@@ -43,6 +43,9 @@ pub(super) struct ServeArgs {
     /// Offer a sampling guest of your own under NAME; may be given several times
     #[arg(long = "sampler", value_name = "NAME=FILE.wasm")]
     samplers: Vec<String>,
+    /// Where guests run that are not Galerne's own
+    #[arg(long, value_enum, default_value = "process")]
+    isolation: IsolationArg,
     /// Congestion control of QUIC
     #[arg(long, value_enum, default_value = "bbr")]
     congestion: CongestionArg,
@@ -51,6 +54,23 @@ pub(super) struct ServeArgs {
     drain_seconds: u64,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum IsolationArg {
+    /// In processes without files, network and privileges, one per tenant
+    Process,
+    /// In the host's process
+    InProcess,
+}
+
+impl From<IsolationArg> for Isolation {
+    fn from(value: IsolationArg) -> Self {
+        match value {
+            IsolationArg::Process => Self::Process,
+            IsolationArg::InProcess => Self::InProcess,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -65,7 +85,10 @@ pub(super) fn run(data: &DataArgs, args: &ServeArgs) -> Result<()> {
     let begin = Instant::now();
     let folder = data.folder()?;
     let http = parse_http(&args.http)?;
-    let plugins = PluginHost::new(guests::plugin_options(data)?)?;
+    let plugins = PluginHost::new(PluginOptions {
+        isolation: args.isolation.into(),
+        ..guests::plugin_options(data)?
+    })?;
     let state = Arc::new(load_models(&folder, args, &plugins)?);
     let tls = tls_files(&folder, args)?;
     let options = ServeOptions {

@@ -1,4 +1,4 @@
-//! `galerne compile-guest`: what the host starts to do in another process.
+//! `galerne compile-guest` and `galerne cell`: what the host starts to do in another process.
 
 use std::time::Duration;
 
@@ -16,5 +16,17 @@ pub(super) struct CompileGuestArgs {
 
 pub(super) fn compile_guest(args: &CompileGuestArgs) -> Result<()> {
     galerne_plugin::compile_guest(Duration::from_secs(args.cpu_seconds), args.memory_bytes)?;
+    Ok(())
+}
+
+/// Arguments of `galerne cell`.
+#[derive(Debug, Args)]
+pub(super) struct CellArgs {
+    /// Memory it may write, in bytes
+    memory_bytes: u64,
+}
+
+pub(super) fn cell(args: &CellArgs) -> Result<()> {
+    galerne_plugin::cell(args.memory_bytes)?;
     Ok(())
 }

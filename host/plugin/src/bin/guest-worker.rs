@@ -9,7 +9,8 @@ fn main() -> ExitCode {
     let done = match arguments.first().map(String::as_str) {
         Some("compile-guest") => galerne_plugin::compile_guest(Duration::from_secs(number(1)), number(2))
             .map_err(|error| error.to_string()),
-        other => Err(format!("expected compile-guest, got {other:?}")),
+        Some("cell") => galerne_plugin::cell(number(1)).map_err(|error| error.to_string()),
+        other => Err(format!("expected compile-guest or cell, got {other:?}")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

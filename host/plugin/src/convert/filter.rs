@@ -57,25 +57,29 @@ fn tool_to_guest(tool: &ToolSpec) -> wit::Tool {
 
 /// From the guest: a request that can be rendered as well as one from a client.
 pub(crate) fn from_guest(request: wit::Request) -> Result<FilterRequest, RequestError> {
-    if request.messages.is_empty() {
-        return Err(RequestError::Empty);
-    }
-    if let Some(message) = request
-        .messages
-        .iter()
-        .find(|message| !ROLES.contains(&message.role.as_str()))
-    {
-        return Err(RequestError::Role(message.role.clone()));
-    }
     let tool = |tool: wit::Tool| ToolSpec {
         name: tool.name,
         description: tool.description,
         parameters_json: tool.parameters_json,
     };
-    Ok(FilterRequest {
+    let request = FilterRequest {
         messages: request.messages.into_iter().map(message_from_guest).collect(),
         tools: request.tools.into_iter().map(tool).collect(),
-    })
+    };
+    check(&request)?;
+    Ok(request)
+}
+
+/// Whether a request can be rendered as well as one from a client.
+pub(crate) fn check(request: &FilterRequest) -> Result<(), RequestError> {
+    if request.messages.is_empty() {
+        return Err(RequestError::Empty);
+    }
+    let unknown = |message: &&Message| !ROLES.contains(&message.role.as_str());
+    match request.messages.iter().find(unknown) {
+        Some(message) => Err(RequestError::Role(message.role.clone())),
+        None => Ok(()),
+    }
 }
 
 fn message_from_guest(message: wit::Message) -> Message {

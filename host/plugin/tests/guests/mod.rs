@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use galerne_core::guest::{Answer, GuestError, SamplerSession, Waker};
 use galerne_core::limits::GuestLimits;
-use galerne_plugin::{PluginHost, PluginOptions};
+use galerne_plugin::{Isolation, PluginHost, PluginOptions};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
@@ -34,12 +34,21 @@ pub(crate) fn host_with(options: &PluginOptions) -> PluginHost {
         ..options.limits
     };
     let instances_max = options.instances_max.min(16);
-    PluginHost::new(PluginOptions {
+    // The tests of `in_cells.rs` are those of the other files, under the other isolation.
+    let in_cells = env!("CARGO_CRATE_NAME") == "in_cells";
+    let isolation = if in_cells {
+        Isolation::Process
+    } else {
+        options.isolation
+    };
+    let host = PluginHost::new(PluginOptions {
         limits,
         instances_max,
+        isolation,
+        worker: options.worker.clone().or_else(|| in_cells.then(worker)),
         ..options.clone()
-    })
-    .expect("a plugin host")
+    });
+    host.expect("a plugin host").for_tenant("tests")
 }
 
 /// A component of the world `world` of `wit/<package>/0.1.0` around a core module in text form.

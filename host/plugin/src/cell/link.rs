@@ -1,0 +1,420 @@
+//! The host's side of a cell: its process, the calls that wait for it, its end and its next start. Knows no world.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read as _};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use galerne_core::limits::CellLimits;
+use serde_bytes::ByteBuf;
+
+use super::frames::{Frames, Outbox, Refused, WhenFull, messages};
+use super::protocol::{Answer, Call, CallId, Failure, GuestId, Order, Reply, SessionId, Settings};
+use crate::errors::bounded;
+
+/// The sub-command of the worker's program.
+const COMMAND: &str = "cell";
+/// How often silence is noticed.
+const WATCH: Duration = Duration::from_millis(100);
+/// A start that takes longer has failed.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+/// No call is waited for longer than this past its deadline, even if the cell goes on answering others.
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+/// Bytes of a dead cell's last words that are read.
+const WORDS_BYTES_MAX: u64 = 4 << 10;
+
+/// What becomes of a call. `Err(Failure::Cell)` if the cell is gone.
+pub(super) type Sink = Box<dyn FnOnce(Result<Reply, Failure>) + Send>;
+
+/// A tenant's cell: at most one process at a time.
+pub(crate) struct Cell {
+    tenant: String,
+    program: PathBuf,
+    limits: CellLimits,
+    settings: Settings,
+    guests: AtomicU32,
+    // A std Mutex: held while a process is started, so that one is.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    connection: Option<Arc<Connection>>,
+    /// Failures one after the other.
+    failures: u32,
+    /// Not started before.
+    retry_at: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cell {
+    pub(crate) fn new(tenant: &str, program: PathBuf, limits: CellLimits, settings: Settings) -> Self {
+        Self {
+            tenant: tenant.to_owned(),
+            program,
+            limits,
+            settings,
+            guests: AtomicU32::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    /// A number for a guest, for all processes of this cell.
+    pub(super) fn next_guest(&self) -> GuestId {
+        GuestId(self.guests.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The running process; starts one if there is none. After a failure it waits before the next start, or refuses if
+    /// that would take longer than `patience`.
+    pub(super) fn connection(&self, patience: Duration) -> Result<Arc<Connection>, String> {
+        let mut state = lock(&self.state);
+        if let Some(connection) = &state.connection {
+            let Some(reason) = connection.gone() else {
+                return Ok(Arc::clone(connection));
+            };
+            tracing::warn!(tenant = %self.tenant, reason, "a cell is gone");
+            let lived = connection.started.elapsed();
+            state.connection = None;
+            self.failed(&mut state, lived);
+        }
+        if let Some(wait) = state
+            .retry_at
+            .map(|at| at.saturating_duration_since(Instant::now()))
+        {
+            if wait > patience {
+                return Err(format!(
+                    "its cell failed and is started again in {} ms",
+                    wait.as_millis()
+                ));
+            }
+            std::thread::sleep(wait);
+        }
+        match Connection::start(self) {
+            Ok(connection) => {
+                state.connection = Some(Arc::clone(&connection));
+                Ok(connection)
+            }
+            Err(reason) => {
+                tracing::warn!(tenant = %self.tenant, reason, "a cell does not start");
+                self.failed(&mut state, Duration::ZERO);
+                Err(reason)
+            }
+        }
+    }
+
+    /// The guest is no longer needed.
+    pub(super) fn forget(&self, guest: GuestId) {
+        if let Some(connection) = &lock(&self.state).connection {
+            connection.tell(&Order::Unload(guest));
+        }
+    }
+
+    /// Sets when to try again: twice as late as the last time, unless the process lived long.
+    fn failed(&self, state: &mut State, lived: Duration) {
+        if lived > self.limits.restart_max {
+            state.failures = 0;
+        }
+        let wait = self.limits.restart_min * 2u32.saturating_pow(state.failures.min(20));
+        state.failures += 1;
+        state.retry_at = Some(Instant::now() + wait.min(self.limits.restart_max));
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        if let Some(connection) = &lock(&self.state).connection {
+            connection.end("its host has stopped");
+        }
+    }
+}
+
+/// A call on its way.
+struct Pending {
+    since: Instant,
+    deadline: Duration,
+    sink: Sink,
+}
+
+/// One process of a cell.
+pub(super) struct Connection {
+    out: Outbox,
+    socket: UnixStream,
+    started: Instant,
+    next: AtomicU64,
+    // std Mutexes: held for look-ups and changes only.
+    calls: Mutex<Calls>,
+    loaded: Mutex<HashSet<GuestId>>,
+}
+
+#[derive(Default)]
+struct Calls {
+    pending: HashMap<CallId, Pending>,
+    last_answer: Option<Instant>,
+    gone: Option<String>,
+}
+
+impl Connection {
+    /// Starts a process and the two threads that talk to it.
+    fn start(cell: &Cell) -> Result<Arc<Self>, String> {
+        let failed = |what: &str, error: io::Error| format!("{what}: {error}");
+        let (ours, theirs) = UnixStream::pair().map_err(|error| failed("make a socket", error))?;
+        ours.set_read_timeout(Some(WATCH))
+            .map_err(|error| failed("set up a socket", error))?;
+        let connection = Arc::new(Self {
+            out: Outbox::default(),
+            socket: ours,
+            started: Instant::now(),
+            next: AtomicU64::new(0),
+            calls: Mutex::default(),
+            loaded: Mutex::default(),
+        });
+        let thread = |what: &str| std::thread::Builder::new().name(format!("cell-{what}"));
+        let sender = Arc::clone(&connection);
+        thread("send")
+            .spawn(move || sender.out.send(&sender.socket))
+            .map_err(|error| failed("start a thread", error))?;
+        let (started, is_started) = mpsc::sync_channel(1);
+        let (reader, program, limits) = (Arc::clone(&connection), cell.program.clone(), cell.limits);
+        // The process ends with the thread that started it, so that thread stays with it.
+        let spawned = thread("read").spawn(move || match spawn(&program, &limits, theirs) {
+            Ok(child) => {
+                let _ = started.send(Ok(()));
+                reader.read(child, &limits);
+            }
+            Err(error) => {
+                let _ = started.send(Err(format!("start {} {COMMAND}: {error}", program.display())));
+            }
+        });
+        spawned.map_err(|error| failed("start a thread", error))?;
+        let begun = is_started
+            .recv()
+            .unwrap_or_else(|_| Err("its thread ended".to_owned()));
+        let ready = begun.and_then(|()| {
+            let start = Call::Start(cell.settings.clone());
+            match connection.call(start, START_DEADLINE) {
+                Ok(Reply::Done) => Ok(()),
+                Err(Failure::Cell(reason)) => Err(reason),
+                other => Err(format!("it answers its start with {other:?}")),
+            }
+        });
+        if let Err(reason) = &ready {
+            connection.end(reason);
+        }
+        ready.map(|()| connection)
+    }
+
+    /// Why the process is gone, if it is.
+    pub(super) fn gone(&self) -> Option<String> {
+        lock(&self.calls).gone.clone()
+    }
+
+    /// Ends the process. All calls that wait are told why.
+    pub(super) fn end(&self, reason: &str) {
+        let mut calls = lock(&self.calls);
+        let reason = calls.gone.get_or_insert_with(|| bounded(reason)).clone();
+        let pending = std::mem::take(&mut calls.pending);
+        drop(calls);
+        self.out.close();
+        // The thread that reads sees the end and takes care of the process.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        for call in pending.into_values() {
+            (call.sink)(Err(Failure::Cell(reason.clone())));
+        }
+    }
+
+    /// A number for a session.
+    pub(super) fn next_session(&self) -> SessionId {
+        SessionId(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Sends a call; `sink` gets its answer, on another thread or, if there is no room or no cell, on this one.
+    pub(super) fn send(&self, call: Call, deadline: Duration, when_full: WhenFull, sink: Sink) {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut calls = lock(&self.calls);
+        if let Some(reason) = calls.gone.clone() {
+            drop(calls);
+            return sink(Err(Failure::Cell(reason)));
+        }
+        let pending = Pending {
+            since: Instant::now(),
+            deadline,
+            sink,
+        };
+        calls.pending.insert(id, pending);
+        drop(calls);
+        let Err(refused) = self.out.push(&Order::Call(id, call), when_full) else {
+            return;
+        };
+        // Who ends a connection takes its calls first; one that is left is this one's to answer.
+        let left = lock(&self.calls).pending.remove(&id);
+        if let Some(left) = left {
+            (left.sink)(Err(Failure::Cell(match refused {
+                Refused::Full => "too many questions wait for its cell".to_owned(),
+                Refused::Closed => "its cell ended".to_owned(),
+            })));
+        }
+    }
+
+    /// Sends a call and waits for its answer.
+    pub(super) fn call(&self, call: Call, deadline: Duration) -> Result<Reply, Failure> {
+        let (answered, answer) = mpsc::sync_channel(1);
+        let sink = Box::new(move |result| {
+            // The receiver waits below.
+            let _ = answered.send(result);
+        });
+        self.send(call, deadline, WhenFull::Wait, sink);
+        answer
+            .recv()
+            .unwrap_or_else(|_| Err(Failure::Cell("its cell ended".to_owned())))
+    }
+
+    /// Sends what has no answer.
+    pub(super) fn tell(&self, order: &Order) {
+        // A cell that is gone has forgotten it already.
+        let _ = self.out.push(order, WhenFull::Take);
+    }
+
+    /// Makes sure that this process has the guest.
+    pub(super) fn load(
+        &self,
+        guest: GuestId,
+        deadline: Duration,
+        call: impl FnOnce() -> Call,
+    ) -> Result<(), Failure> {
+        // Two threads may both load it: the second replaces the first, which changes nothing.
+        if lock(&self.loaded).contains(&guest) {
+            return Ok(());
+        }
+        match self.call(call(), deadline)? {
+            Reply::Done => {
+                lock(&self.loaded).insert(guest);
+                Ok(())
+            }
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    /// An answer of another kind than the call's: the cell is not to be trusted any further.
+    pub(super) fn nonsense(&self, reply: &Reply) -> Failure {
+        let reason = format!("its cell broke the protocol: {}", bounded(&format!("{reply:?}")));
+        self.end(&reason);
+        Failure::Cell(reason)
+    }
+
+    /// On its own thread: answers calls until the process is gone, then takes it off the system's list.
+    fn read(&self, mut child: Child, limits: &CellLimits) {
+        let mut frames = Frames::new(limits.message_bytes_max.saturating_mul(2));
+        let mut watched = Instant::now();
+        let reason = loop {
+            match frames.next(&mut &self.socket) {
+                Ok(Some(frame)) => {
+                    if let Err(reason) = messages(&frame, |answer| self.answered(answer)) {
+                        break format!("its cell broke the protocol: {reason}");
+                    }
+                }
+                Ok(None) => break String::new(),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break String::new(),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(error) => break format!("its cell's socket: {error}"),
+            }
+            if watched.elapsed() >= WATCH {
+                watched = Instant::now();
+                if let Some(reason) = self.overdue(limits.slack) {
+                    break reason;
+                }
+            }
+        };
+        let reason = last_words(&mut child, reason);
+        self.end(&reason);
+    }
+
+    fn answered(&self, Answer(id, result): Answer) -> Result<(), String> {
+        let mut calls = lock(&self.calls);
+        calls.last_answer = Some(Instant::now());
+        let pending = calls.pending.remove(&id);
+        drop(calls);
+        match pending {
+            Some(pending) => (pending.sink)(result),
+            None if self.gone().is_some() => {}
+            None => return Err("an answer to no question".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// Why the cell must be ended: it owes an answer and gives none, to anybody, or not this one for very long.
+    fn overdue(&self, slack: Duration) -> Option<String> {
+        let calls = lock(&self.calls);
+        let silent = calls
+            .last_answer
+            .map_or(Duration::MAX, |answered| answered.elapsed());
+        calls.pending.values().find_map(|call| {
+            let (waited, limit) = (call.since.elapsed(), call.deadline + slack);
+            let late = waited > limit && (silent > limit || waited > limit + PATIENCE_MAX);
+            late.then(|| {
+                format!(
+                    "its cell did not answer within {} ms and was ended",
+                    limit.as_millis()
+                )
+            })
+        })
+    }
+}
+
+fn spawn(program: &PathBuf, limits: &CellLimits, socket: UnixStream) -> io::Result<Child> {
+    Command::new(program)
+        .arg(COMMAND)
+        .arg(limits.memory_bytes_max.to_string())
+        .env_clear()
+        // A terminal's Ctrl-C is for the host, which lets running answers finish.
+        .process_group(0)
+        .stdin(Stdio::from(OwnedFd::from(socket)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
+/// Ends the process and says how it went: `reason`, or what its status and standard error tell.
+fn last_words(child: &mut Child, reason: String) -> String {
+    if reason.is_empty() {
+        // Its socket is closed: it is about to end by itself, and its status says why.
+        let until = Instant::now() + WATCH;
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    // It fails if the process has ended, which is what is wanted.
+    let _ = child.kill();
+    let status = child.wait();
+    if !reason.is_empty() {
+        return reason;
+    }
+    let mut said = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        // What cannot be read says nothing.
+        let _ = stderr.take(WORDS_BYTES_MAX).read_to_end(&mut said);
+    }
+    let said = String::from_utf8_lossy(&said);
+    let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+    format!("its cell ended ({how}) {}", said.trim())
+        .trim_end()
+        .to_owned()
+}
+
+/// Compiled code as it goes over the wire.
+pub(super) fn code(artifact: &crate::artifact::Artifact) -> ByteBuf {
+    ByteBuf::from(artifact.bytes().to_vec())
+}

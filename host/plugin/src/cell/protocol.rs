@@ -1,0 +1,158 @@
+//! What a host and a cell say to each other. Plain data; knows no socket and no guest.
+
+use galerne_core::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
+use galerne_core::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
+use galerne_core::graph::Graph;
+use galerne_core::guest::{GuestError, PlanStep, World};
+use galerne_core::limits::GuestLimits;
+use galerne_core::sampling::{Candidate, SamplingPlan};
+use galerne_core::tool::ToolError;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+/// Numbers a call; its answer has the same.
+pub(crate) type CallId = u64;
+
+/// A guest loaded in a cell. The host numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct GuestId(pub(crate) u32);
+
+/// A session, parser or filter in a cell. The host numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct SessionId(pub(crate) u64);
+
+/// From the host.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Do this and answer.
+    Call(CallId, Call),
+    /// Drop a session; an open question of it is answered first.
+    Close(SessionId),
+    /// Drop a guest; its sessions live on.
+    Unload(GuestId),
+}
+
+/// What a cell is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Call {
+    /// First of all, once.
+    Start(Settings),
+    Load {
+        guest: GuestId,
+        world: World,
+        name: String,
+        /// Compiled code.
+        artifact: ByteBuf,
+    },
+    Facts {
+        name: String,
+        artifact: ByteBuf,
+    },
+    ModelTypes(GuestId),
+    Build(GuestId, String),
+    Recognises {
+        guest: GuestId,
+        template: Option<String>,
+        special_tokens: Vec<String>,
+    },
+    Render {
+        guest: GuestId,
+        messages: Vec<Message>,
+        tools: Vec<ToolSpec>,
+        options: ChatOptions,
+    },
+    Parser(GuestId, SessionId, ChatOptions),
+    Push(SessionId, String),
+    ParserFinish(SessionId),
+    Sampler {
+        guest: GuestId,
+        session: SessionId,
+        params_json: String,
+        vocabulary: u32,
+        seed: u64,
+    },
+    Plan(SessionId, PlanStep),
+    Choose(SessionId, Vec<Candidate>),
+    Filter {
+        guest: GuestId,
+        session: SessionId,
+        params_json: String,
+        info: RequestInfo,
+    },
+    OnRequest(SessionId, FilterRequest),
+    OnText(SessionId, Channel, String),
+    Finish(SessionId, Channel),
+    ToolList(GuestId, String),
+    Tool {
+        guest: GuestId,
+        params_json: String,
+        info: RequestInfo,
+        name: String,
+        arguments_json: String,
+    },
+}
+
+/// The plugin host in a cell.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) limits: GuestLimits,
+    pub(crate) workers: usize,
+    pub(crate) instances_max: u32,
+    pub(crate) candidates_max: usize,
+}
+
+/// From a cell: the answer to a call. The host believes nothing of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Answer(pub(crate) CallId, pub(crate) Result<Reply, Failure>);
+
+/// What a call gives.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Done,
+    Facts(Vec<World>, Vec<String>),
+    Types(Vec<String>),
+    Graph(Graph),
+    Recognised(bool),
+    Segments(Vec<Segment>),
+    Deltas(Vec<Delta>),
+    Plan(SamplingPlan),
+    Choice(u32),
+    Verdict(Verdict),
+    Text(String),
+    Tools(Vec<ToolSpec>),
+}
+
+/// Why a call gives nothing.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    Guest(GuestError),
+    Filter(FilterError),
+    Chat(ChatError),
+    Tool(ToolError),
+    /// The cell itself, which ends.
+    Cell(String),
+}
+
+impl From<GuestError> for Failure {
+    fn from(error: GuestError) -> Self {
+        Self::Guest(error)
+    }
+}
+
+impl From<FilterError> for Failure {
+    fn from(error: FilterError) -> Self {
+        Self::Filter(error)
+    }
+}
+
+impl From<ChatError> for Failure {
+    fn from(error: ChatError) -> Self {
+        Self::Chat(error)
+    }
+}
+
+impl From<ToolError> for Failure {
+    fn from(error: ToolError) -> Self {
+        Self::Tool(error)
+    }
+}

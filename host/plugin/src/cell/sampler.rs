@@ -1,0 +1,189 @@
+//! Samplers in a cell, as the traits of core. A question goes out with the others of the step and its answer comes on the
+//! thread that reads the cell's socket. Plans and choices are checked here, whatever the cell has checked.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, SamplerSession, Waker};
+use galerne_core::sampling::{Candidate, PlanError, SamplingPlan};
+
+use super::frames::WhenFull;
+use super::guests::{CellGuest, CellSession};
+use super::protocol::{Call, Failure, Reply};
+
+/// A sampler in a cell.
+pub(crate) struct CellSampler(pub(crate) Arc<CellGuest>);
+
+impl SamplerFactory for CellSampler {
+    fn session(
+        &self,
+        params_json: &str,
+        vocabulary: u32,
+        seed: u64,
+        waker: Waker,
+    ) -> Result<Box<dyn SamplerSession>, GuestError> {
+        let Self(guest) = self;
+        let open = |session| Call::Sampler {
+            guest: guest.id,
+            session,
+            params_json: params_json.to_owned(),
+            vocabulary,
+            seed,
+        };
+        let session = guest
+            .open("create", open)
+            .map_err(|failure| guest.failure("create", failure))?;
+        let shared = Shared {
+            guest: Arc::clone(guest),
+            vocabulary,
+            waker,
+            slot: Mutex::default(),
+        };
+        Ok(Box::new(Session {
+            session,
+            shared: Arc::new(shared),
+        }))
+    }
+}
+
+/// What a question may give, checked.
+enum Given {
+    Plan(SamplingPlan),
+    Choice(usize),
+}
+
+/// Where the engine's thread and the one that reads meet.
+#[derive(Default)]
+struct Slot {
+    /// A question is on its way.
+    open: bool,
+    /// The answer to the last question, until it is taken.
+    answer: Option<Result<Given, GuestError>>,
+    /// The first failure; it answers all later questions.
+    failed: Option<GuestError>,
+}
+
+struct Shared {
+    guest: Arc<CellGuest>,
+    vocabulary: u32,
+    waker: Waker,
+    // A std Mutex: held for moves only.
+    slot: Mutex<Slot>,
+}
+
+struct Session {
+    session: CellSession,
+    shared: Arc<Shared>,
+}
+
+impl Shared {
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        // A panic while the lock is held leaves a whole slot: every change is a single assignment.
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// On the thread that reads, or at once if the question could not be sent.
+    fn answered(&self, call: &'static str, candidates: usize, result: Result<Reply, Failure>) {
+        let answer = match result {
+            Ok(reply) => self.checked(call, candidates, reply),
+            Err(failure) => Err(self.guest.failure(call, failure)),
+        };
+        let mut slot = self.slot();
+        slot.failed = answer.as_ref().err().cloned();
+        slot.answer = Some(answer);
+        slot.open = false;
+        drop(slot);
+        (self.waker)();
+    }
+
+    fn checked(&self, call: &'static str, candidates: usize, reply: Reply) -> Result<Given, GuestError> {
+        let core = &self.guest.core;
+        let wrong = |error| GuestError::Plan {
+            guest: core.name.to_string(),
+            error,
+        };
+        match (call, reply) {
+            ("plan", Reply::Plan(plan)) => {
+                plan.check(self.vocabulary, core.host.options.candidates_max)
+                    .map_err(wrong)?;
+                Ok(Given::Plan(plan))
+            }
+            ("choose", Reply::Choice(index)) => match usize::try_from(index) {
+                Ok(index) if index < candidates => Ok(Given::Choice(index)),
+                _ => Err(wrong(PlanError {
+                    field: "choose".into(),
+                    expected: "an index into the candidates".into(),
+                    got: format!("{index} of {candidates} candidates"),
+                })),
+            },
+            _ => Err(core.bad_answer(call, "this call's answer", "another call's")),
+        }
+    }
+}
+
+impl Session {
+    fn ask(&self, name: &'static str, candidates: usize, call: Call) {
+        let mut slot = self.shared.slot();
+        if slot.open {
+            // The first question's answer stands; the engine sees its own mistake in the log.
+            let core = &self.shared.guest.core;
+            core.host_bug(name, "a second question while one is open");
+            return;
+        }
+        if let Some(error) = &slot.failed {
+            slot.answer = Some(Err(error.clone()));
+            return;
+        }
+        slot.open = true;
+        slot.answer = None;
+        drop(slot);
+        let shared = Arc::clone(&self.shared);
+        let sink = Box::new(move |result| shared.answered(name, candidates, result));
+        let deadline = self.shared.guest.core.limits().step_deadline;
+        self.session
+            .connection
+            .send(call, deadline, WhenFull::Refuse, sink);
+    }
+
+    /// The answer, if it is there, as `pick` sees it.
+    fn take<T>(&self, call: &'static str, pick: impl FnOnce(Given) -> Option<T>) -> Answer<T> {
+        let mut slot = self.shared.slot();
+        if slot.open {
+            return Answer::Pending;
+        }
+        let answer = slot.answer.take();
+        drop(slot);
+        let core = &self.shared.guest.core;
+        Answer::Ready(match answer {
+            Some(Ok(given)) => {
+                pick(given).ok_or_else(|| core.host_bug(call, "took another question's answer"))
+            }
+            Some(Err(error)) => Err(error),
+            None => Err(core.host_bug(call, "took an answer without a question")),
+        })
+    }
+}
+
+impl SamplerSession for Session {
+    fn request_plan(&mut self, step: PlanStep) {
+        self.ask("plan", 0, Call::Plan(self.session.id, step));
+    }
+
+    fn take_plan(&mut self) -> Answer<SamplingPlan> {
+        self.take("plan", |given| match given {
+            Given::Plan(plan) => Some(plan),
+            Given::Choice(_) => None,
+        })
+    }
+
+    fn request_choice(&mut self, candidates: Vec<Candidate>) {
+        let shown = candidates.len();
+        self.ask("choose", shown, Call::Choose(self.session.id, candidates));
+    }
+
+    fn take_choice(&mut self) -> Answer<usize> {
+        self.take("choose", |given| match given {
+            Given::Choice(index) => Some(index),
+            Given::Plan(_) => None,
+        })
+    }
+}
