@@ -29,18 +29,23 @@ fn marked(mark: u64) -> PluginHost {
     })
 }
 
-/// Sends a signal to the one cell with this mark.
-fn signal(mark: u64, signal: &str) {
+/// The processes of cells with this mark.
+fn cells(mark: u64) -> Vec<String> {
     let marked = format!("cell\0{}\0", (4u64 << 30) + mark);
     let processes = std::fs::read_dir("/proc").expect("the kernel lists processes");
-    let pids: Vec<String> = processes
+    processes
         .flatten()
         .filter(|process| {
             let line = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
             line.ends_with(&marked)
         })
         .map(|process| process.file_name().to_string_lossy().into_owned())
-        .collect();
+        .collect()
+}
+
+/// Sends a signal to the one cell with this mark.
+fn signal(mark: u64, signal: &str) {
+    let pids = cells(mark);
     assert_eq!(pids.len(), 1, "one cell of a tenant, found {pids:?}");
     let sent = std::process::Command::new("kill").arg(signal).args(pids).status();
     assert!(sent.expect("kill runs").success());
@@ -178,4 +183,28 @@ fn a_closed_session_with_an_open_question_is_no_error() {
             Answer::Pending | Answer::Ready(Ok(_))
         ));
     }
+}
+
+#[test]
+fn a_tenant_without_guests_has_no_process() {
+    let host = marked(6);
+    let load = || {
+        host.load_chat("good", &Chat::default().component())
+            .expect("it fits")
+    };
+    let (guest, other) = (load(), load());
+    let parser = guest.parser(&ChatOptions::default()).expect("a parser");
+    drop((guest, other));
+    assert_eq!(cells(6).len(), 1, "a parser is still in use");
+    drop(parser);
+    let patience = Instant::now() + Duration::from_secs(5);
+    while !cells(6).is_empty() {
+        assert!(Instant::now() < patience, "the process was never ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(
+        load().recognises(None, &[]),
+        Ok(true),
+        "the next guest has a new one"
+    );
 }

@@ -133,6 +133,17 @@ impl Outbox {
     }
 }
 
+/// What one reading gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// A whole frame.
+    Frame(Vec<u8>),
+    /// Not all of one.
+    Part,
+    /// The other side is gone.
+    End,
+}
+
 /// Puts frames together.
 pub(crate) struct Frames {
     frame_bytes_max: usize,
@@ -152,38 +163,49 @@ impl Frames {
         }
     }
 
-    /// The next frame, or nothing at the end. After a timeout of the socket it may be called again and goes on where it
-    /// was.
+    /// Reads once. Whoever waits for a frame gets a chance to look at the clock, even if the bytes come one by one.
     ///
     /// # Errors
-    /// The socket's, or a frame that is too long.
-    pub(crate) fn next(&mut self, from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
-        while self.header_bytes < HEADER_BYTES {
-            match from.read(&mut self.header[self.header_bytes..])? {
-                0 => return Ok(None),
-                read => self.header_bytes += read,
-            }
+    /// The socket's, such as a timeout, after which it may be called again; or a frame that is too long.
+    pub(crate) fn read(&mut self, from: &mut impl Read) -> io::Result<Came> {
+        if self.header_bytes < HEADER_BYTES {
+            let read = from.read(&mut self.header[self.header_bytes..])?;
+            self.header_bytes += read;
+            return match (read, self.header_bytes) {
+                (0, _) => Ok(Came::End),
+                (_, HEADER_BYTES) => self.begin(),
+                _ => Ok(Came::Part),
+            };
         }
-        let length = u32::from_le_bytes(self.header) as usize;
-        if length > self.frame_bytes_max {
-            let most = self.frame_bytes_max;
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("a frame of at most {most} bytes was expected, got {length}"),
-            ));
+        let (filled, length) = (self.frame.len(), self.length());
+        self.frame.resize(length.min(filled + PART_BYTES), 0);
+        let read = from.read(&mut self.frame[filled..]);
+        self.frame
+            .truncate(filled + read.as_ref().map_or(0, |read| *read));
+        match read? {
+            0 => Ok(Came::End),
+            _ if self.frame.len() < length => Ok(Came::Part),
+            _ => Ok(self.end()),
         }
-        while self.frame.len() < length {
-            let filled = self.frame.len();
-            self.frame.resize(length.min(filled + PART_BYTES), 0);
-            let read = from.read(&mut self.frame[filled..]);
-            self.frame
-                .truncate(filled + read.as_ref().map_or(0, |read| *read));
-            if read? == 0 {
-                return Ok(None);
-            }
+    }
+
+    /// The header is whole.
+    fn begin(&mut self) -> io::Result<Came> {
+        let (length, most) = (self.length(), self.frame_bytes_max);
+        if length > most {
+            let reason = format!("a frame of at most {most} bytes was expected, got {length}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
+        Ok(if length == 0 { self.end() } else { Came::Part })
+    }
+
+    fn end(&mut self) -> Came {
         self.header_bytes = 0;
-        Ok(Some(std::mem::take(&mut self.frame)))
+        Came::Frame(std::mem::take(&mut self.frame))
+    }
+
+    fn length(&self) -> usize {
+        u32::from_le_bytes(self.header) as usize
     }
 }
 
@@ -241,13 +263,19 @@ mod tests {
 
     #[test]
     fn a_frame_may_come_in_pieces_and_is_bounded() {
-        let bytes = frame(5, b"hello");
+        let bytes = [frame(5, b"hello"), frame(0, b"")].concat();
         let (first, second) = bytes.split_at(6);
         let mut from = first.chain(second);
         let mut frames = Frames::new(5);
-        assert_eq!(frames.next(&mut from).expect("a frame"), Some(b"hello".to_vec()));
-        assert_eq!(frames.next(&mut from).expect("the end"), None);
-        let error = Frames::new(5).next(&mut frame(6, b"hello!").as_slice());
+        let came: Vec<Came> = (0..5)
+            .map(|_| frames.read(&mut from).expect("a reading"))
+            .collect();
+        let whole = |bytes: &[u8]| Came::Frame(bytes.to_vec());
+        assert_eq!(
+            came,
+            [Came::Part, Came::Part, whole(b"hello"), whole(b""), Came::End]
+        );
+        let error = Frames::new(5).read(&mut frame(6, b"hello!").as_slice());
         assert!(
             error
                 .expect_err("too long")
@@ -255,7 +283,10 @@ mod tests {
                 .contains("at most 5 bytes")
         );
         // Four gigabytes announced, none sent.
-        let cut = Frames::new(usize::MAX).next(&mut frame(u32::MAX, b"").as_slice());
-        assert_eq!(cut.expect("the end"), None);
+        let (mut frames, bytes) = (Frames::new(usize::MAX), frame(u32::MAX, b""));
+        let mut from = bytes.as_slice();
+        assert_eq!(frames.read(&mut from).expect("the header"), Came::Part);
+        assert_eq!(frames.read(&mut from).expect("the end"), Came::End);
+        assert!(frames.frame.capacity() <= PART_BYTES);
     }
 }

@@ -124,9 +124,12 @@ impl Drop for CellSession {
 /// The worlds and imports of a component, as the cell finds them by loading it.
 pub(crate) fn inspect(core: &GuestCore, cell: &Cell, artifact: &Artifact) -> Result<GuestFacts, GuestError> {
     let limits = core.limits();
-    let connection = cell
-        .connection(limits.request_deadline)
-        .map_err(|reason| core.process_gone("load", reason))?;
+    let visit = cell.next_guest();
+    let connection = cell.connection(limits.request_deadline);
+    let connection = connection.map_err(|reason| {
+        cell.forget(visit);
+        core.process_gone("load", reason)
+    })?;
     let call = Call::Facts {
         name: core.name.to_string(),
         artifact: code(artifact),
@@ -139,6 +142,7 @@ pub(crate) fn inspect(core: &GuestCore, cell: &Cell, artifact: &Artifact) -> Res
         Ok(other) => Err(connection.nonsense(&other)),
         Err(failure) => Err(failure),
     };
+    cell.forget(visit);
     facts.map_err(|failure| named_failure(core, "load", failure))
 }
 

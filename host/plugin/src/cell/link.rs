@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use galerne_core::limits::CellLimits;
 use serde_bytes::ByteBuf;
 
-use super::frames::{Frames, Outbox, Refused, WhenFull, messages};
+use super::frames::{Came, Frames, Outbox, Refused, WhenFull, messages};
 use super::protocol::{Answer, Call, CallId, Failure, GuestId, Order, Reply, SessionId, Settings};
 use crate::errors::bounded;
 
@@ -40,6 +40,8 @@ pub(crate) struct Cell {
     limits: CellLimits,
     settings: Settings,
     guests: AtomicU32,
+    /// Guests that are still needed.
+    needed: AtomicU32,
     // A std Mutex: held while a process is started, so that one is.
     state: Mutex<State>,
 }
@@ -65,12 +67,15 @@ impl Cell {
             limits,
             settings,
             guests: AtomicU32::new(0),
+            needed: AtomicU32::new(0),
             state: Mutex::default(),
         }
     }
 
-    /// A number for a guest, for all processes of this cell.
+    /// A number for a guest, for all processes of this cell. Ask for it before [`connection`](Self::connection): the
+    /// process goes when no guest is left, see [`forget`](Self::forget).
     pub(super) fn next_guest(&self) -> GuestId {
+        self.needed.fetch_add(1, Ordering::SeqCst);
         GuestId(self.guests.fetch_add(1, Ordering::Relaxed))
     }
 
@@ -79,13 +84,13 @@ impl Cell {
     pub(super) fn connection(&self, patience: Duration) -> Result<Arc<Connection>, String> {
         let mut state = lock(&self.state);
         if let Some(connection) = &state.connection {
-            let Some(reason) = connection.gone() else {
+            let Some((reason, at)) = connection.gone() else {
                 return Ok(Arc::clone(connection));
             };
             tracing::warn!(tenant = %self.tenant, reason, "a cell is gone");
-            let lived = connection.started.elapsed();
+            let lived = at.duration_since(connection.started);
             state.connection = None;
-            self.failed(&mut state, lived);
+            self.failed(&mut state, at, lived);
         }
         if let Some(wait) = state
             .retry_at
@@ -106,27 +111,34 @@ impl Cell {
             }
             Err(reason) => {
                 tracing::warn!(tenant = %self.tenant, reason, "a cell does not start");
-                self.failed(&mut state, Duration::ZERO);
+                self.failed(&mut state, Instant::now(), Duration::ZERO);
                 Err(reason)
             }
         }
     }
 
-    /// The guest is no longer needed.
+    /// The guest is no longer needed. With the last one goes the process: a tenant without guests costs nothing.
     pub(super) fn forget(&self, guest: GuestId) {
-        if let Some(connection) = &lock(&self.state).connection {
-            connection.tell(&Order::Unload(guest));
+        self.needed.fetch_sub(1, Ordering::SeqCst);
+        let mut state = lock(&self.state);
+        // Counted again under the lock: somebody may have come for the next guest meanwhile.
+        if self.needed.load(Ordering::SeqCst) > 0 {
+            if let Some(connection) = &state.connection {
+                connection.tell(&Order::Unload(guest));
+            }
+        } else if let Some(connection) = state.connection.take_if(|connection| connection.gone().is_none()) {
+            connection.end("its last guest is gone");
         }
     }
 
     /// Sets when to try again: twice as late as the last time, unless the process lived long.
-    fn failed(&self, state: &mut State, lived: Duration) {
+    fn failed(&self, state: &mut State, at: Instant, lived: Duration) {
         if lived > self.limits.restart_max {
             state.failures = 0;
         }
         let wait = self.limits.restart_min * 2u32.saturating_pow(state.failures.min(20));
         state.failures += 1;
-        state.retry_at = Some(Instant::now() + wait.min(self.limits.restart_max));
+        state.retry_at = Some(at + wait.min(self.limits.restart_max));
     }
 }
 
@@ -160,7 +172,7 @@ pub(super) struct Connection {
 struct Calls {
     pending: HashMap<CallId, Pending>,
     last_answer: Option<Instant>,
-    gone: Option<String>,
+    gone: Option<(String, Instant)>,
 }
 
 impl Connection {
@@ -213,15 +225,18 @@ impl Connection {
         ready.map(|()| connection)
     }
 
-    /// Why the process is gone, if it is.
-    pub(super) fn gone(&self) -> Option<String> {
+    /// Why and since when the process is gone, if it is.
+    fn gone(&self) -> Option<(String, Instant)> {
         lock(&self.calls).gone.clone()
     }
 
     /// Ends the process. All calls that wait are told why.
     pub(super) fn end(&self, reason: &str) {
         let mut calls = lock(&self.calls);
-        let reason = calls.gone.get_or_insert_with(|| bounded(reason)).clone();
+        let gone = calls
+            .gone
+            .get_or_insert_with(|| (bounded(reason), Instant::now()));
+        let reason = gone.0.clone();
         let pending = std::mem::take(&mut calls.pending);
         drop(calls);
         self.out.close();
@@ -241,7 +256,7 @@ impl Connection {
     pub(super) fn send(&self, call: Call, deadline: Duration, when_full: WhenFull, sink: Sink) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut calls = lock(&self.calls);
-        if let Some(reason) = calls.gone.clone() {
+        if let Some((reason, _)) = calls.gone.clone() {
             drop(calls);
             return sink(Err(Failure::Cell(reason)));
         }
@@ -316,13 +331,14 @@ impl Connection {
         let mut frames = Frames::new(limits.message_bytes_max.saturating_mul(2));
         let mut watched = Instant::now();
         let reason = loop {
-            match frames.next(&mut &self.socket) {
-                Ok(Some(frame)) => {
+            match frames.read(&mut &self.socket) {
+                Ok(Came::Frame(frame)) => {
                     if let Err(reason) = messages(&frame, |answer| self.answered(answer)) {
                         break format!("its cell broke the protocol: {reason}");
                     }
                 }
-                Ok(None) => break String::new(),
+                Ok(Came::Part) => {}
+                Ok(Came::End) => break String::new(),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break String::new(),
                 Err(error)
                     if matches!(

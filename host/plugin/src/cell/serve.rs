@@ -12,7 +12,7 @@ use galerne_core::guest::{
     SamplerFactory, SamplerSession, ToolFactory, World,
 };
 
-use super::frames::{Frames, Outbox, WhenFull, messages};
+use super::frames::{Came, Frames, Outbox, WhenFull, messages};
 use super::protocol::{Answer, Call, CallId, Failure, GuestId, Order, Reply, SessionId, Settings};
 use crate::host::{PluginHost, PluginOptions};
 use crate::sandbox::{self, Bounds, SandboxError};
@@ -57,11 +57,16 @@ pub fn cell(memory_bytes: u64) -> Result<(), CellError> {
         .spawn(move || sender.send(to_host))?;
     let mut frames = Frames::new(FRAME_BYTES_MAX);
     let mut cell = None;
-    while let Some(frame) = frames.next(&mut socket)? {
-        messages(&frame, |order| take(&mut cell, &out, order)).map_err(CellError::Protocol)?;
+    loop {
+        match frames.read(&mut socket)? {
+            Came::Frame(frame) => {
+                messages(&frame, |order| take(&mut cell, &out, order)).map_err(CellError::Protocol)?;
+            }
+            Came::Part => {}
+            // The host is gone: nobody waits for anything that still runs.
+            Came::End => std::process::exit(0),
+        }
     }
-    // The host is gone: nobody waits for anything that still runs.
-    std::process::exit(0)
 }
 
 /// Carries out an order, or lets another thread do it.
