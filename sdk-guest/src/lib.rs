@@ -9,6 +9,9 @@
 //! impl galerne_sdk::model::Architecture for MyModel { ... }
 //! galerne_sdk::export_model!(MyModel);
 //! ```
+//!
+//! Capabilities (`http`, `kv`, `log`, `secrets`) are features too. Their functions work in a component only: logic that
+//! is tested on the author's machine takes what they give as arguments.
 
 #[cfg(feature = "chat")]
 pub mod chat;
@@ -16,10 +19,18 @@ pub mod chat;
 pub mod filter;
 #[cfg(feature = "model")]
 pub mod graph;
+#[cfg(feature = "http")]
+pub mod http;
+#[cfg(feature = "kv")]
+pub mod kv;
+#[cfg(feature = "log")]
+pub mod log;
 #[cfg(feature = "model")]
 pub mod model;
 #[cfg(feature = "sampling")]
 pub mod sampling;
+#[cfg(feature = "secrets")]
+pub mod secrets;
 #[cfg(feature = "tool")]
 pub mod tool;
 

@@ -8,22 +8,30 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 use wit_component::DecodedWasm;
+use wit_parser::WorldKey;
 
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{cargo, workspace_root};
 
-/// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the interfaces it exports, in the order of their names.
-const GUESTS: [(&str, &[&str]); 6] = [
-    ("llama", &[MODEL]),
-    ("chatml", &["galerne:chat/format@0.1.0"]),
-    ("mirostat", &["galerne:sampling/sampling@0.1.0"]),
-    ("pii-redact", &[FILTER]),
-    ("calculator", &[TOOL]),
-    ("hostile", &[FILTER, MODEL, TOOL]),
+/// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the interfaces it exports and those it imports, in
+/// the order of their names.
+const GUESTS: [(&str, &[&str], &[&str]); 8] = [
+    ("llama", &[MODEL], &[]),
+    ("chatml", &["galerne:chat/format@0.1.0"], &[]),
+    ("mirostat", &["galerne:sampling/sampling@0.1.0"], &[]),
+    ("pii-redact", &[FILTER], &[]),
+    ("calculator", &[TOOL], &[]),
+    ("http-get", &[TOOL], &[HTTP]),
+    ("hostile", &[FILTER, MODEL, TOOL], &[]),
+    ("overreach", &[TOOL], &[HTTP, KV, LOG, SECRETS]),
 ];
 const FILTER: &str = "galerne:filter/filtering@0.1.0";
 const MODEL: &str = "galerne:model/architecture@0.1.0";
 const TOOL: &str = "galerne:tool/tools@0.1.0";
+const HTTP: &str = "galerne:http/client@0.1.0";
+const KV: &str = "galerne:kv/store@0.1.0";
+const LOG: &str = "galerne:log/logging@0.1.0";
+const SECRETS: &str = "galerne:secrets/vault@0.1.0";
 
 /// The component of a guest.
 pub(crate) fn path(guest: &str) -> PathBuf {
@@ -37,10 +45,10 @@ pub(crate) fn build_all() -> Result<()> {
     let toolchain = Toolchain::present();
     let compiler = toolchain.as_ref().map(Toolchain::version);
     let mut stale = Vec::new();
-    for (guest, interfaces) in GUESTS {
+    for (guest, exports, imports) in GUESTS {
         let digest = digest(guest)?;
         if !is_fresh(guest, &digest, compiler) {
-            stale.push((guest, interfaces, digest));
+            stale.push((guest, exports, imports, digest));
         }
     }
     if stale.is_empty() {
@@ -52,11 +60,11 @@ pub(crate) fn build_all() -> Result<()> {
     };
     eprintln!("building guests with {}", toolchain.describe());
     std::fs::create_dir_all(workspace_root().join("target/guests"))?;
-    for (guest, interfaces, digest) in stale {
+    for (guest, exports, imports, digest) in stale {
         let begin = Instant::now();
         let module = build_module(&toolchain, guest)?;
         let component = componentize(&module)
-            .and_then(|component| check_world(&component, interfaces).map(|()| component))
+            .and_then(|component| check_world(&component, exports, imports).map(|()| component))
             .with_context(|| format!("make a component of guest {guest}"))?;
         write_atomically(&path(guest), &component)?;
         let stamp_text = format!("{digest}\n{}\n", toolchain.version());
@@ -157,28 +165,23 @@ fn componentize(module: &[u8]) -> Result<Vec<u8>> {
         .encode()
 }
 
-/// A guest exports what is listed for it and imports nothing. The host checks too, but this error comes before anything is
-/// shipped, and points at the guest's manifest: each feature of the SDK adds a world.
-fn check_world(component: &[u8], interfaces: &[&str]) -> Result<()> {
+/// A guest exports and imports what is listed for it. The host checks too, but this error comes before anything is
+/// shipped, and points at the guest's manifest: each feature of the SDK adds a world or a capability.
+fn check_world(component: &[u8], exports: &[&str], imports: &[&str]) -> Result<()> {
     let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
         bail!("expected a component, got a WIT package");
     };
     let world = &resolve.worlds[world];
-    let imports: Vec<String> = world
-        .imports
-        .keys()
-        .map(|key| resolve.name_world_key(key))
-        .collect();
-    let mut exports: Vec<String> = world
-        .exports
-        .keys()
-        .map(|key| resolve.name_world_key(key))
-        .collect();
-    exports.sort_unstable();
+    let names = |items: &mut dyn Iterator<Item = &WorldKey>| {
+        let mut names: Vec<String> = items.map(|key| resolve.name_world_key(key)).collect();
+        names.sort_unstable();
+        names
+    };
+    let (got_exports, got_imports) = (names(&mut world.exports.keys()), names(&mut world.imports.keys()));
     ensure!(
-        imports.is_empty() && exports == interfaces,
-        "expected no imports and the exports {interfaces:?}, got imports {imports:?} and exports {exports:?}; does the \
-         guest take just the SDK features of its worlds?"
+        got_exports == exports && got_imports == imports,
+        "expected the exports {exports:?} and imports {imports:?}, got {got_exports:?} and {got_imports:?}; does the \
+         guest take just the SDK features of its worlds and capabilities?"
     );
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capability::Capabilities;
 use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use crate::graph::Graph;
@@ -341,4 +342,8 @@ pub trait GuestLoader: Send + Sync {
     /// # Errors
     /// As for [`load_sampler`](Self::load_sampler).
     fn load_tool(&self, source: GuestSource<'_>) -> Result<Arc<dyn ToolFactory>, GuestError>;
+
+    /// The same loader for one deployment: filters and tools loaded by it may import what is granted, and ask for it.
+    /// Without this, nothing is granted.
+    fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Arc<dyn GuestLoader>;
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capability::CapabilityError;
+
 /// Bounds on a graph from a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GraphLimits {
@@ -281,5 +283,52 @@ impl Default for KvLimits {
             tenant_bytes_max: 64 << 20,
             listed_max: 1_000,
         }
+    }
+}
+
+impl KvLimits {
+    /// Whether a key and a value may be as large as this.
+    ///
+    /// # Errors
+    /// They may not.
+    pub fn check_sizes(&self, key: &str, value: &[u8]) -> Result<(), CapabilityError> {
+        let (key_bytes, value_bytes) = (key.len(), value.len());
+        if !(1..=self.key_bytes_max).contains(&key_bytes) {
+            let max = self.key_bytes_max;
+            return Err(CapabilityError::Invalid(format!(
+                "kv: expected a key of 1 to {max} bytes, got {key_bytes}"
+            )));
+        }
+        if value_bytes > self.value_bytes_max {
+            let max = self.value_bytes_max;
+            return Err(CapabilityError::Limit(format!(
+                "kv: expected a value of at most {max} bytes (value_bytes_max, the host's operator can raise it), got \
+                 {value_bytes}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether a store with this many other keys, and bytes of them and their values, has room for this.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn check_room(&self, keys: u64, bytes: u64, key: &str, value: &[u8]) -> Result<(), CapabilityError> {
+        if keys >= self.keys_max {
+            let max = self.keys_max;
+            return Err(CapabilityError::Limit(format!(
+                "kv: the tenant has {keys} keys of at most {max} (keys_max, the host's operator can raise it); delete \
+                 some"
+            )));
+        }
+        let wanted = bytes.saturating_add((key.len() + value.len()) as u64);
+        if wanted > self.tenant_bytes_max {
+            let max = self.tenant_bytes_max;
+            return Err(CapabilityError::Limit(format!(
+                "kv: the tenant would have {wanted} bytes of at most {max} (tenant_bytes_max, the host's operator can \
+                 raise it); delete some keys"
+            )));
+        }
+        Ok(())
     }
 }

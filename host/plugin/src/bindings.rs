@@ -1,4 +1,4 @@
-//! Generated bindings of the five worlds, from `wit/`. Nothing else; conversions are in `convert/`.
+//! Generated bindings of the five worlds and of the capabilities, from `wit/`. Nothing else; conversions are in `convert/`.
 
 /// `galerne:model/model@0.1.0`
 pub(crate) mod model {
@@ -37,5 +37,39 @@ pub(crate) mod tool {
     wasmtime::component::bindgen!({
         path: "../../wit/tool/0.1.0",
         world: "tool",
+    });
+}
+
+/// `galerne:log/imports@0.1.0`
+pub(crate) mod log {
+    wasmtime::component::bindgen!({
+        path: "../../wit/log/0.1.0",
+        world: "imports",
+        // Too much of it ends the request.
+        imports: { default: trappable },
+    });
+}
+
+/// `galerne:http/imports@0.1.0`
+pub(crate) mod http {
+    wasmtime::component::bindgen!({
+        path: "../../wit/http/0.1.0",
+        world: "imports",
+    });
+}
+
+/// `galerne:kv/imports@0.1.0`
+pub(crate) mod kv {
+    wasmtime::component::bindgen!({
+        path: "../../wit/kv/0.1.0",
+        world: "imports",
+    });
+}
+
+/// `galerne:secrets/imports@0.1.0`
+pub(crate) mod secrets {
+    wasmtime::component::bindgen!({
+        path: "../../wit/secrets/0.1.0",
+        world: "imports",
     });
 }

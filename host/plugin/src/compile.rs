@@ -10,6 +10,7 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::artifact::{Artifact, ArtifactFolder, ArtifactKey};
+use crate::capability::{self, Offer};
 use crate::compile_process::{self, CompileError};
 use crate::errors::{PluginError, reasons};
 use crate::host::PluginOptions;
@@ -122,8 +123,12 @@ impl Compiler {
         Ok(artifact)
     }
 
-    /// Resolves imports, of which there are none to offer, or says what does not fit.
-    pub(crate) fn link(&self, component: &Component) -> Result<InstancePre<StoreState>, String> {
+    /// Resolves imports with what is offered, or says what does not fit.
+    pub(crate) fn link(
+        &self,
+        component: &Component,
+        offer: Offer<'_>,
+    ) -> Result<InstancePre<StoreState>, String> {
         if let Some(needs) = component.resources_required() {
             let too_many =
                 |what, got, limit| Err(format!("it has {got} {what}, at most {limit} are allowed"));
@@ -138,16 +143,27 @@ impl Compiler {
                 "it instantiates a module that is not part of it; at most {CORE_INSTANCES_MAX} own instances are allowed"
             ));
         }
-        Linker::new(&self.engine)
-            .instantiate_pre(component)
-            .map_err(|error| {
-                let imports = inspect::imports(&self.engine, component);
-                format!(
-                    "it imports {}, but this world offers no imports: {}; {}",
-                    inspect::listed(&imports),
-                    reasons(&error),
-                    inspect::import_advice(&imports)
-                )
-            })
+        let mut linker = Linker::new(&self.engine);
+        capability::link(&mut linker, offer).map_err(|error| reasons(&error))?;
+        linker.instantiate_pre(component).map_err(|error| {
+            let imports = inspect::imports(&self.engine, component);
+            let advice: Vec<String> = imports
+                .iter()
+                .filter_map(|import| capability::advice(import, offer))
+                .collect();
+            if !advice.is_empty() {
+                return advice.join("; ");
+            }
+            let offered = match offer {
+                Offer::Nothing => "this world offers no imports",
+                Offer::Granted(_) | Offer::All => "hosts offer nothing but capabilities",
+            };
+            format!(
+                "it imports {}, but {offered}: {}; {}",
+                inspect::listed(&imports),
+                reasons(&error),
+                inspect::import_advice(&imports)
+            )
+        })
     }
 }

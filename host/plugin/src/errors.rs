@@ -7,6 +7,7 @@ use galerne_core::guest::GuestError;
 use galerne_core::limits::GuestLimits;
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 
+use crate::capability::asking::OverLimit;
 use crate::limiter::Denied;
 
 /// Bytes of a reason kept: enough for any message of the runtime, and no more of what a guest can influence.
@@ -104,6 +105,9 @@ impl CallContext<'_> {
     fn exceeded(&self, error: &wasmtime::Error) -> Option<String> {
         if let Some(denied) = &self.denied {
             return Some(denied.to_string());
+        }
+        if let Some(OverLimit(limit)) = error.downcast_ref() {
+            return Some(limit.clone());
         }
         if error.downcast_ref::<PoolConcurrencyLimitError>().is_some() {
             return Some(format!(

@@ -34,13 +34,21 @@ impl FilterGuest {
 }
 
 impl FilterFactory for FilterGuest {
-    fn session(&self, params_json: &str, info: &RequestInfo) -> Result<Box<dyn FilterSession>, GuestError> {
+    fn session(
+        &self,
+        params_json: &str,
+        session_info: &RequestInfo,
+    ) -> Result<Box<dyn FilterSession>, GuestError> {
         let info = wit::RequestInfo {
             params_json: params_json.to_owned(),
-            id: info.id.clone(),
-            model: info.model.clone(),
+            id: session_info.id.clone(),
+            model: session_info.model.clone(),
         };
         let mut store = self.core.store();
+        store
+            .data_mut()
+            .asking()
+            .set_session(self.core.capability_session(session_info));
         let limit = self.core.limits().request_deadline;
         let (filter, created) = self.core.call(&mut store, "create", limit, |store| {
             let filter: Filter = self.pre.instantiate(&mut *store)?;

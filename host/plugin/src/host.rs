@@ -1,9 +1,10 @@
 //! The front door: options, and loading a guest of each world, here or in its tenant's cell. Knows no world's functions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use galerne_core::capability::{Capabilities, Grants};
 use galerne_core::grammar::{GrammarError, TokenTexts};
 use galerne_core::guest::{
     Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, SamplerFactory, ToolFactory, World,
@@ -12,6 +13,7 @@ use galerne_core::limits::{CellLimits, CompileLimits, EngineLimits, GrammarLimit
 use wasmtime::Engine;
 use wasmtime::component::InstancePre;
 
+use crate::capability::Offer;
 use crate::cell::{self, Cell, CellChat, CellFilter, CellGuest, CellModel, CellSampler, CellTool, Settings};
 use crate::chat::ChatGuest;
 use crate::compile::{CodeSource, Compiler};
@@ -89,6 +91,26 @@ pub struct PluginHost {
     shared: Arc<HostShared>,
     /// Whose guests are loaded through this clone.
     tenant: Option<Arc<str>>,
+    granted: Granted,
+}
+
+/// Where there is no deployment.
+static NOTHING: Grants = Grants {
+    log: false,
+    http: Vec::new(),
+    kv: false,
+    secrets: BTreeSet::new(),
+};
+
+/// What filters and tools loaded from here may do outside themselves.
+#[derive(Clone)]
+enum Granted {
+    /// Nothing.
+    Nothing,
+    /// What a deployment grants.
+    Deployment(Arc<dyn Capabilities>),
+    /// They may import everything, and are told that nothing works: for a look at them.
+    Look,
 }
 
 /// What all guests of a host share.
@@ -163,6 +185,7 @@ impl PluginHost {
                 cells: Mutex::default(),
             }),
             tenant: None,
+            granted: Granted::Nothing,
         })
     }
 
@@ -170,8 +193,18 @@ impl PluginHost {
     #[must_use]
     pub fn for_tenant(&self, tenant: &str) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
             tenant: Some(Arc::from(tenant)),
+            ..self.clone()
+        }
+    }
+
+    /// The same host for the guests of one deployment: filters and tools loaded from it may import what is granted, and
+    /// ask for it.
+    #[must_use]
+    pub fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Self {
+        Self {
+            granted: Granted::Deployment(capabilities),
+            ..self.clone()
         }
     }
 
@@ -249,13 +282,18 @@ impl PluginHost {
         let engine = &self.shared.engine;
         let worlds = inspect::worlds(engine, &compiled).map_err(|reason| core.link_reason(reason))?;
         // Loading finds what the names of exports do not tell: other types, an instance that does not start.
+        // Which imports are granted is its deployment's to say.
+        let look = Self {
+            granted: Granted::Look,
+            ..self.clone()
+        };
         for world in &worlds {
             match world {
-                World::Model => drop(self.load_model(name, component)?),
-                World::Chat => drop(self.load_chat(name, component)?),
-                World::Sampler => drop(self.load_sampler(name, component)?),
-                World::Filter => drop(self.load_filter(name, component)?),
-                World::Tool => drop(self.load_tool(name, component)?),
+                World::Model => drop(look.load_model(name, component)?),
+                World::Chat => drop(look.load_chat(name, component)?),
+                World::Sampler => drop(look.load_sampler(name, component)?),
+                World::Filter => drop(look.load_filter(name, component)?),
+                World::Tool => drop(look.load_tool(name, component)?),
             }
         }
         Ok(GuestFacts {
@@ -269,6 +307,7 @@ impl PluginHost {
             host: Arc::clone(&self.shared),
             name: Arc::from(name),
             world,
+            capabilities: None,
         }
     }
 
@@ -318,7 +357,7 @@ impl PluginHost {
     }
 
     fn load(&self, name: &str, world: World, component: &[u8]) -> Result<Loaded, GuestError> {
-        let core = self.core(name, inspect::full_name(world));
+        let mut core = self.core(name, inspect::full_name(world));
         if let Some(cell) = self.cell() {
             let artifact = self.compiled(&core, component, Compiler::artifact)?;
             return CellGuest::load(core, cell, world, artifact).map(Loaded::Cell);
@@ -327,8 +366,21 @@ impl PluginHost {
         let pre = self
             .shared
             .compiler
-            .link(&compiled)
+            .link(&compiled, self.offer(&mut core, world))
             .map_err(|reason| core.link_reason(reason))?;
         Ok(Loaded::Here(core, pre))
+    }
+
+    /// What a guest of this world may import; one that may import anything is given its way to the host.
+    fn offer<'a>(&'a self, core: &mut GuestCore, world: World) -> Offer<'a> {
+        match (world, &self.granted) {
+            (World::Model | World::Chat | World::Sampler, _) => Offer::Nothing,
+            (World::Filter | World::Tool, Granted::Nothing) => Offer::Granted(&NOTHING),
+            (World::Filter | World::Tool, Granted::Deployment(capabilities)) => {
+                core.capabilities = Some(Arc::clone(capabilities));
+                Offer::Granted(capabilities.grants())
+            }
+            (World::Filter | World::Tool, Granted::Look) => Offer::All,
+        }
     }
 }

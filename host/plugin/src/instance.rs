@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use galerne_core::capability::{Capabilities, CapabilitySession};
+use galerne_core::filter::RequestInfo;
 use galerne_core::guest::GuestError;
 use galerne_core::limits::GuestLimits;
-use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
+use wasmtime::{Store, UpdateDeadline};
 
 use crate::errors::{CallContext, bounded, reasons};
 use crate::host::HostShared;
@@ -22,6 +24,8 @@ pub(crate) struct GuestCore {
     pub(crate) name: Arc<str>,
     /// Package, world and version.
     pub(crate) world: &'static str,
+    /// What it may do outside itself, if anything.
+    pub(crate) capabilities: Option<Arc<dyn Capabilities>>,
 }
 
 impl GuestCore {
@@ -37,8 +41,22 @@ impl GuestCore {
         store.limiter(|state| state);
         store.set_hostcall_fuel(limits.call_alloc_bytes_max);
         store.set_max_component_handles(limits.handles_max);
-        store.epoch_deadline_trap();
+        // What a call waited for the host is not its own time.
+        store.epoch_deadline_callback(|mut store| {
+            let waited = store.data_mut().asking().take_waited();
+            Ok(if waited.is_zero() {
+                UpdateDeadline::Interrupt
+            } else {
+                UpdateDeadline::Continue(ticks(waited))
+            })
+        });
         store
+    }
+
+    /// Who answers the questions of this guest in one request, if it may ask any.
+    pub(crate) fn capability_session(&self, info: &RequestInfo) -> Option<Box<dyn CapabilitySession>> {
+        let capabilities = self.capabilities.as_ref()?;
+        Some(capabilities.session(&self.name, info))
     }
 
     /// Instantiates once, and drops the instance: a guest that cannot start, or whose exports have other types than
@@ -69,6 +87,7 @@ impl GuestCore {
     ) -> Result<T, GuestError> {
         // A growth refused in an earlier call, which the guest survived, must not explain this one's failure.
         store.data_mut().take_denied();
+        store.data_mut().asking().begin(self.limits().wait_max);
         store.set_epoch_deadline(ticks(limit));
         run(store).map_err(|error| {
             let denied = store.data_mut().take_denied();

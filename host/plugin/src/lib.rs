@@ -1,4 +1,4 @@
-//! Runs guests: the only crate that knows wasmtime. Knows no engine, no HTTP, no model files and no tokenizer.
+//! Runs guests: the only crate that knows wasmtime. Knows no engine, no server, no model files and no tokenizer.
 //!
 //! A guest is a component of one of five worlds (see `wit/`). [`PluginHost`] compiles and links it, and gives it as one of
 //! the traits of [`galerne_core::guest`]; each call then runs in a store with limits of its own:
@@ -11,8 +11,12 @@
 //! - **Stack**: 512 KiB of wasm stack, on the caller's thread. Threads that call guests need the usual 2 MiB.
 //!
 //! A call that traps, runs late or exceeds a limit gives a [`GuestError`](galerne_core::guest::GuestError) and its
-//! store is dropped; the next call of the guest starts in a new one. Guests import nothing, so a call never waits
-//! for anything and runs as a plain function call: no fibers, and no async stacks to zero.
+//! store is dropped; the next call of the guest starts in a new one. Calls are plain function calls:
+//! no fibers, and no async stacks to zero.
+//!
+//! Filters and tools may import capabilities that their deployment grants ([`PluginHost::with_capabilities`]); all other
+//! guests import nothing. A call that asks the host for something waits on its own thread. What it waited is put on its
+//! deadline again, and has a limit of its own.
 //!
 //! # Compiling
 //!
@@ -34,6 +38,7 @@
 
 mod artifact;
 mod bindings;
+mod capability;
 mod cell;
 mod chat;
 mod compile;
@@ -43,6 +48,7 @@ mod errors;
 mod filter;
 mod grammar;
 mod host;
+mod http;
 mod inspect;
 mod instance;
 mod limiter;
@@ -54,9 +60,13 @@ mod sandbox;
 mod tool;
 mod workers;
 
+pub use capability::kv::MemoryKv;
+pub use capability::log::{GuestLog, LogLine};
+pub use capability::service::{CapabilityParts, HostCapabilities};
 pub use cell::{CellError, cell};
 pub use compile_process::{CompileProcessError, compile_guest};
 pub use errors::PluginError;
 pub use grammar::Grammars;
 pub use host::{Isolation, PluginHost, PluginOptions};
+pub use http::{AddressRange, AddressRangeError, HttpClient, Lookup, SystemLookup};
 pub use sandbox::SandboxError;

@@ -1,9 +1,11 @@
-//! What one store may hold: memory, tables, instances. Knows no guest and no call.
+//! A store's state: what it may hold (memory, tables, instances), and its way to the host. Knows no guest and no call.
 
 use std::fmt;
 
 use galerne_core::limits::GuestLimits;
 use wasmtime::ResourceLimiter;
+
+use crate::capability::asking::Asking;
 
 /// Core instances of one component. A component whose resources have destructors is a main instance and two
 /// small ones that tie the knot; one built for WASI preview 2 has one more.
@@ -54,6 +56,7 @@ pub(crate) struct StoreState {
     memory_bytes: usize,
     pending_bytes: usize,
     denied: Option<Denied>,
+    asking: Asking,
 }
 
 impl StoreState {
@@ -65,7 +68,13 @@ impl StoreState {
             memory_bytes: 0,
             pending_bytes: 0,
             denied: None,
+            asking: Asking::default(),
         }
+    }
+
+    /// Its way to the host.
+    pub(crate) fn asking(&mut self) -> &mut Asking {
+        &mut self.asking
     }
 
     /// The last refused growth since this was last asked.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use galerne_core::capability::Capabilities;
 use galerne_core::guest::{
     FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, SamplerFactory, ToolFactory,
 };
@@ -24,5 +25,9 @@ impl GuestLoader for PluginHost {
 
     fn load_tool(&self, source: GuestSource<'_>) -> Result<Arc<dyn ToolFactory>, GuestError> {
         Self::load_tool(&self.for_tenant(source.tenant), source.name, source.component)
+    }
+
+    fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Arc<dyn GuestLoader> {
+        Arc::new(self.with_capabilities(capabilities))
     }
 }

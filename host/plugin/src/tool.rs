@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use galerne_core::capability::CapabilitySession;
 use galerne_core::chat::ToolSpec;
 use galerne_core::filter::RequestInfo;
 use galerne_core::guest::{GuestError, ToolFactory, ToolSession};
@@ -110,6 +111,7 @@ impl ToolFactory for ToolGuest {
 
     fn session(&self, params_json: &str, info: &RequestInfo) -> Result<Box<dyn ToolSession>, GuestError> {
         Ok(Box::new(Session {
+            capabilities: self.core.capability_session(info),
             guest: self.clone(),
             info: wit::RequestInfo {
                 params_json: params_json.to_owned(),
@@ -124,19 +126,23 @@ impl ToolFactory for ToolGuest {
 struct Session {
     guest: ToolGuest,
     info: wit::RequestInfo,
+    /// Goes from call to call: it counts what the request uses.
+    capabilities: Option<Box<dyn CapabilitySession>>,
 }
 
 impl ToolSession for Session {
     fn call(&mut self, name: &str, arguments_json: &str) -> Result<String, ToolError> {
         let core = &self.guest.core;
         let mut store = core.store();
+        store.data_mut().asking().set_session(self.capabilities.take());
         let limit = core.limits().tool_deadline;
         let answer = core.call(&mut store, CALL, limit, |store| {
             let tool: Tool = self.guest.pre.instantiate(&mut *store)?;
             tool.galerne_tool_tools()
                 .call_call(store, &self.info, name, arguments_json)
-        })?;
-        let text = answer.map_err(|error| match error {
+        });
+        self.capabilities = store.data_mut().asking().take_session();
+        let text = answer?.map_err(|error| match error {
             wit::Error::Arguments(message) => ToolError::Arguments(bounded(&message)),
             wit::Error::Failed(message) => ToolError::Failed(bounded(&message)),
         })?;

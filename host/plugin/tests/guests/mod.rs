@@ -1,6 +1,7 @@
 //! Guests written in WebAssembly text, so that these tests need no wasm toolchain. Knows no test.
 #![allow(dead_code, reason = "each test binary uses some of these")]
 
+pub(crate) mod capability;
 pub(crate) mod expect;
 pub(crate) mod filter;
 

@@ -1,0 +1,110 @@
+//! One call's questions to the host: who answers, how long the call may wait, how long it has. Knows no interface.
+
+use std::time::{Duration, Instant};
+
+use galerne_core::capability::{Ask, CapabilityError, CapabilitySession, Reply};
+
+/// A guest went past a limit that ends its request.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct OverLimit(pub(crate) String);
+
+/// A store's way to the host.
+#[derive(Default)]
+pub(crate) struct Asking {
+    session: Option<Box<dyn CapabilitySession>>,
+    /// What the running call may still wait.
+    left: Duration,
+    /// What the running call has waited and not yet got back on its deadline.
+    waited: Duration,
+}
+
+impl std::fmt::Debug for Asking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asking")
+            .field("left", &self.left)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Asking {
+    /// Who answers from now on.
+    pub(crate) fn set_session(&mut self, session: Option<Box<dyn CapabilitySession>>) {
+        self.session = session;
+    }
+
+    /// Gives back who answered, with what was counted.
+    pub(crate) fn take_session(&mut self) -> Option<Box<dyn CapabilitySession>> {
+        self.session.take()
+    }
+
+    /// A new call begins, which may wait this long in all.
+    pub(crate) fn begin(&mut self, wait_max: Duration) {
+        self.left = wait_max;
+        self.waited = Duration::ZERO;
+    }
+
+    /// What the call's deadline is to be put off by, once.
+    pub(crate) fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
+    }
+
+    /// Asks. Writing to the log is the guest's own time: it waits for nobody.
+    pub(crate) fn ask(&mut self, ask: Ask) -> Result<Reply, CapabilityError> {
+        let Some(session) = &mut self.session else {
+            return Err(CapabilityError::Failed(
+                "capabilities can be used while a request is served, and not before".to_owned(),
+            ));
+        };
+        if matches!(ask, Ask::Log { .. }) {
+            return session.ask(ask, self.left);
+        }
+        if self.left.is_zero() {
+            return Err(CapabilityError::Timeout(
+                "this call has waited for capabilities as long as it may".to_owned(),
+            ));
+        }
+        let started = Instant::now();
+        let result = session.ask(ask, self.left);
+        let took = started.elapsed();
+        self.left = self.left.saturating_sub(took);
+        self.waited += took;
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Slow;
+
+    impl CapabilitySession for Slow {
+        fn ask(&mut self, _: Ask, time_left: Duration) -> Result<Reply, CapabilityError> {
+            std::thread::sleep(time_left.min(Duration::from_millis(20)));
+            Ok(Reply::Done)
+        }
+    }
+
+    #[test]
+    fn waiting_ends_and_is_given_back_once() {
+        let mut asking = Asking::default();
+        asking.set_session(Some(Box::new(Slow)));
+        asking.begin(Duration::from_millis(30));
+        let ask = || Ask::KvGet("a".to_owned());
+        for _ in 0..2 {
+            asking.ask(ask()).expect("time is left");
+        }
+        assert!(matches!(asking.ask(ask()), Err(CapabilityError::Timeout(_))));
+        assert!(asking.take_waited() >= Duration::from_millis(30));
+        assert_eq!(asking.take_waited(), Duration::ZERO);
+        asking.begin(Duration::from_millis(30));
+        asking.ask(ask()).expect("a new call waits anew");
+    }
+
+    #[test]
+    fn without_a_request_there_is_no_answer() {
+        let asked = Asking::default().ask(Ask::KvGet("a".to_owned()));
+        assert!(matches!(asked, Err(CapabilityError::Failed(_))));
+    }
+}

@@ -1,0 +1,96 @@
+//! What guests may import: which interfaces, and the way of a guest's question to whoever answers it.
+
+pub(crate) mod asking;
+mod host_calls;
+pub(crate) mod kv;
+pub(crate) mod log;
+pub(crate) mod service;
+
+use galerne_core::capability::Grants;
+use wasmtime::component::{HasSelf, Linker};
+
+use crate::bindings;
+use crate::limiter::StoreState;
+
+/// An interface a guest may import if its deployment grants it.
+struct Interface {
+    name: &'static str,
+    is_granted: fn(&Grants) -> bool,
+    /// What to write in the deployment's table `[capabilities]`.
+    grant: &'static str,
+    add: fn(&mut Linker<StoreState>) -> wasmtime::Result<()>,
+}
+
+const INTERFACES: &[Interface] = &[
+    Interface {
+        name: "galerne:log/logging@0.1.0",
+        is_granted: |grants| grants.log,
+        grant: "log = true",
+        add: |linker| {
+            bindings::log::galerne::log::logging::add_to_linker::<_, HasSelf<_>>(linker, |state| state)
+        },
+    },
+    Interface {
+        name: "galerne:http/client@0.1.0",
+        is_granted: |grants| !grants.http.is_empty(),
+        grant: "http = [\"HOST\"] with the hosts it may call",
+        add: |linker| {
+            bindings::http::galerne::http::client::add_to_linker::<_, HasSelf<_>>(linker, |state| state)
+        },
+    },
+    Interface {
+        name: "galerne:kv/store@0.1.0",
+        is_granted: |grants| grants.kv,
+        grant: "kv = true",
+        add: |linker| bindings::kv::galerne::kv::store::add_to_linker::<_, HasSelf<_>>(linker, |state| state),
+    },
+    Interface {
+        name: "galerne:secrets/vault@0.1.0",
+        is_granted: |grants| !grants.secrets.is_empty(),
+        grant: "secrets = [\"NAME\"] with the secrets it may read",
+        add: |linker| {
+            bindings::secrets::galerne::secrets::vault::add_to_linker::<_, HasSelf<_>>(linker, |state| state)
+        },
+    },
+];
+
+/// What a guest may import.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Offer<'a> {
+    /// Nothing, whatever is granted: its world decides and does nothing else.
+    Nothing,
+    /// What its deployment grants.
+    Granted(&'a Grants),
+    /// Every capability, for a guest that is looked at before any deployment uses it.
+    All,
+}
+
+/// A linker with what is offered.
+pub(crate) fn link(linker: &mut Linker<StoreState>, offer: Offer<'_>) -> wasmtime::Result<()> {
+    for interface in INTERFACES {
+        let offered = match offer {
+            Offer::Nothing => false,
+            Offer::Granted(grants) => (interface.is_granted)(grants),
+            Offer::All => true,
+        };
+        if offered {
+            (interface.add)(linker)?;
+        }
+    }
+    Ok(())
+}
+
+/// What to do about an import that is a capability but not offered.
+pub(crate) fn advice(import: &str, offer: Offer<'_>) -> Option<String> {
+    let interface = INTERFACES.iter().find(|known| known.name == import)?;
+    match offer {
+        Offer::Nothing => Some(format!(
+            "guests of this world cannot have \"{import}\"; leave it out"
+        )),
+        Offer::Granted(grants) if !(interface.is_granted)(grants) => Some(format!(
+            "\"{import}\" is not granted; to grant it, write {} in the table [capabilities] of the deployment",
+            interface.grant
+        )),
+        Offer::Granted(_) | Offer::All => None,
+    }
+}
