@@ -1,27 +1,79 @@
-//! Embeds the first-party guests that `cargo xtask guests` built, so that the binary is one file.
+//! Embeds what makes the binary one file: the first-party guests that `cargo xtask guests` built, and what a new plugin
+//! begins with.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Guests that ship with the host, by file name under `target/guests`.
 const GUESTS: [&str; 5] = ["llama", "chatml", "mirostat", "pii-redact", "calculator"];
+/// Folders whose files a new plugin begins with.
+const SDK: [&str; 5] = ["sdk-guest/src", "sdk-guest/Cargo.toml", "wit", "plugins/llama/src", "plugins/chatml/src"];
+/// What the SDK inherits from the workspace's manifest.
+const SDK_DEPENDENCIES: [&str; 2] = ["serde_json", "wit-bindgen"];
 
 fn main() {
     let manifest =
         PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    let folder = manifest.join("../../target/guests");
+    let root = manifest
+        .join("../..")
+        .canonicalize()
+        .expect("the workspace is two folders up");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo::rerun-if-changed=build.rs");
-    let mut table = String::from("&[\n");
+
+    let mut guests = Vec::new();
     for name in GUESTS {
-        let file = folder.join(format!("{name}.wasm"));
+        let file = root.join("target/guests").join(format!("{name}.wasm"));
         println!("cargo::rerun-if-changed={}", file.display());
         // A build without guests is allowed: commands that need them say how to get them.
-        if let Ok(file) = file.canonicalize() {
-            writeln!(table, "    (\"{name}\", include_bytes!({file:?}).as_slice()),")
-                .expect("writing to a string");
+        if file.exists() {
+            guests.push((name.to_owned(), file));
         }
     }
+    write(&out.join("guests.rs"), &table(&guests));
+
+    let mut sdk = Vec::new();
+    for part in SDK {
+        println!("cargo::rerun-if-changed={}", root.join(part).display());
+        collect(&root, &root.join(part), &mut sdk);
+    }
+    sdk.sort();
+    write(&out.join("sdk.rs"), &table(&sdk));
+
+    let workspace = root.join("Cargo.toml");
+    println!("cargo::rerun-if-changed={}", workspace.display());
+    let workspace = std::fs::read_to_string(&workspace).expect("read the workspace's manifest");
+    let is_inherited = |line: &&str| {
+        let name = line.split_once(" = ").map(|(name, _)| name);
+        name.is_some_and(|name| SDK_DEPENDENCIES.contains(&name))
+    };
+    let lines: Vec<&str> = workspace.lines().filter(is_inherited).collect();
+    assert_eq!(lines.len(), SDK_DEPENDENCIES.len(), "the SDK's dependencies are pinned in the workspace");
+    write(&out.join("sdk-dependencies.toml"), &lines.join("\n"));
+}
+
+/// Every file below `path`, by its path from the root.
+fn collect(root: &Path, path: &Path, files: &mut Vec<(String, PathBuf)>) {
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path).expect("list a folder of the workspace") {
+            collect(root, &entry.expect("read a folder's entry").path(), files);
+        }
+        return;
+    }
+    let name = path.strip_prefix(root).expect("it lies below the root");
+    files.push((name.to_string_lossy().into_owned(), path.to_owned()));
+}
+
+/// A Rust expression: names and contents.
+fn table(files: &[(String, PathBuf)]) -> String {
+    let mut table = String::from("&[\n");
+    for (name, file) in files {
+        writeln!(table, "    ({name:?}, include_bytes!({file:?}).as_slice()),").expect("writing to a string");
+    }
     table.push(']');
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    std::fs::write(out.join("guests.rs"), table).expect("write the table of guests");
+    table
+}
+
+fn write(file: &Path, text: &str) {
+    std::fs::write(file, text).expect("write a generated file");
 }

@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use galerne_sdk_build::{GuestCrate, Toolchain};
 use sha2::{Digest as _, Sha256};
-use wit_component::DecodedWasm;
-use wit_parser::WorldKey;
 
-use crate::toolchain::{TARGET, Toolchain};
-use crate::{cargo, workspace_root};
+use crate::workspace_root;
 
 /// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the interfaces it exports and those it imports, in
 /// the order of their names.
@@ -56,16 +53,23 @@ pub(crate) fn build_all() -> Result<()> {
     }
     let toolchain = match toolchain {
         Some(present) => present,
-        None => Toolchain::install()?,
+        None => Toolchain::install(&|line| eprintln!("{line}"))?,
     };
     eprintln!("building guests with {}", toolchain.describe());
     std::fs::create_dir_all(workspace_root().join("target/guests"))?;
     for (guest, exports, imports, digest) in stale {
         let begin = Instant::now();
-        let module = build_module(&toolchain, guest)?;
-        let component = componentize(&module)
-            .and_then(|component| check_world(&component, exports, imports).map(|()| component))
-            .with_context(|| format!("make a component of guest {guest}"))?;
+        let component = galerne_sdk_build::build(
+            &toolchain,
+            &GuestCrate {
+                folder: workspace_root(),
+                package: &format!("galerne-guest-{guest}"),
+                profile: "guest",
+                target_dir: &workspace_root().join("target/guest-build"),
+            },
+        )
+        .with_context(|| format!("build guest {guest}"))?;
+        check_world(&component, exports, imports).with_context(|| format!("guest {guest}"))?;
         write_atomically(&path(guest), &component)?;
         let stamp_text = format!("{digest}\n{}\n", toolchain.version());
         write_atomically(&stamp(guest), stamp_text.as_bytes())?;
@@ -130,58 +134,16 @@ fn collect(folder: &Path, files: &mut BTreeMap<PathBuf, ()>) -> Result<()> {
     Ok(())
 }
 
-/// The manifests stay plain libraries, so that guests are also tested on the host; only here one becomes a module.
-fn build_module(toolchain: &Toolchain, guest: &str) -> Result<Vec<u8>> {
-    let package = format!("galerne-guest-{guest}");
-    let folder = workspace_root().join("target/guest-build");
-    let mut command = Command::new(cargo());
-    command
-        .args([
-            "rustc",
-            "--quiet",
-            "--package",
-            &package,
-            "--lib",
-            "--crate-type",
-            "cdylib",
-        ])
-        .args(["--profile", "guest", "--target", TARGET, "--target-dir"])
-        .arg(&folder)
-        .current_dir(workspace_root());
-    toolchain.apply(&mut command);
-    let status = command.status()?;
-    ensure!(status.success(), "guest {guest} does not build: {command:?}");
-    let module = folder
-        .join(TARGET)
-        .join("guest")
-        .join(format!("{}.wasm", package.replace('-', "_")));
-    std::fs::read(&module).with_context(|| format!("read {}", module.display()))
-}
-
-fn componentize(module: &[u8]) -> Result<Vec<u8>> {
-    wit_component::ComponentEncoder::default()
-        .module(module)?
-        .validate(true)
-        .encode()
-}
-
 /// A guest exports and imports what is listed for it. The host checks too, but this error comes before anything is
 /// shipped, and points at the guest's manifest: each feature of the SDK adds a world or a capability.
 fn check_world(component: &[u8], exports: &[&str], imports: &[&str]) -> Result<()> {
-    let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
-        bail!("expected a component, got a WIT package");
-    };
-    let world = &resolve.worlds[world];
-    let names = |items: &mut dyn Iterator<Item = &WorldKey>| {
-        let mut names: Vec<String> = items.map(|key| resolve.name_world_key(key)).collect();
-        names.sort_unstable();
-        names
-    };
-    let (got_exports, got_imports) = (names(&mut world.exports.keys()), names(&mut world.imports.keys()));
+    let got = galerne_sdk_build::interfaces(component)?;
     ensure!(
-        got_exports == exports && got_imports == imports,
-        "expected the exports {exports:?} and imports {imports:?}, got {got_exports:?} and {got_imports:?}; does the \
-         guest take just the SDK features of its worlds and capabilities?"
+        got.exports == exports && got.imports == imports,
+        "expected the exports {exports:?} and imports {imports:?}, got {:?} and {:?}; does the guest take just the SDK \
+         features of its worlds and capabilities?",
+        got.exports,
+        got.imports
     );
     Ok(())
 }

@@ -6,7 +6,6 @@ mod demo;
 mod deny;
 mod guests;
 mod test;
-mod toolchain;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ pub mod commands;
 pub mod config;
 pub mod guests;
 pub mod load;
+pub mod scaffold;
 
 /// An error with its causes on one line, each said once: many errors already quote their cause.
 #[must_use]

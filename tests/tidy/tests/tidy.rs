@@ -35,11 +35,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "galerne-plugin",
             "galerne-store",
             "galerne-server",
+            "galerne-sdk-build",
         ],
     ),
     ("galerne-sdk", &[]),
+    ("galerne-sdk-build", &[]),
     ("galerne-tidy", &[]),
-    ("xtask", &["galerne-core"]),
+    ("xtask", &["galerne-core", "galerne-sdk-build"]),
 ];
 
 /// Libraries that only one crate may know. A name also stands for its family: `h3` for `h3-quinn`.

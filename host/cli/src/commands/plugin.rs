@@ -8,14 +8,20 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use galerne_core::guest::{GuestLoader as _, GuestSource};
 use galerne_plugin::{PluginHost, PluginOptions};
+use galerne_sdk_build::{GuestCrate, Toolchain};
 use serde_json::Value;
 
 use super::connect::{AdminArgs, AdminRequest};
 use crate::config::DataArgs;
+use crate::scaffold::{self, Template};
 
 /// Subcommands of `galerne plugin`.
 #[derive(Debug, Subcommand)]
 pub(super) enum PluginCommand {
+    /// Make a folder with a new plugin, ready to be built
+    New(NewArgs),
+    /// Compile a plugin's crate to a component
+    Build(BuildArgs),
     /// Say what a component is, or what is wrong with it and what to do; needs no running host
     Check {
         /// The component
@@ -33,6 +39,30 @@ pub(super) enum PluginCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+}
+
+/// Options of `galerne plugin new`.
+#[derive(Debug, Args)]
+pub(super) struct NewArgs {
+    /// Name of the plugin and its folder
+    name: String,
+    /// What it is
+    #[arg(long, value_enum)]
+    world: Template,
+}
+
+/// Options of `galerne plugin build`.
+#[derive(Debug, Args)]
+pub(super) struct BuildArgs {
+    /// The plugin's folder
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Where the component goes [default: NAME.wasm in the plugin's folder]
+    #[arg(short, long, value_name = "FILE.wasm")]
+    output: Option<PathBuf>,
+    /// Where the compiler keeps what it makes [default: target in the plugin's folder]
+    #[arg(long, value_name = "DIR")]
+    target_dir: Option<PathBuf>,
 }
 
 /// Options of `galerne plugin push`.
@@ -53,11 +83,74 @@ pub(super) struct PushArgs {
 
 pub(super) fn run(data: &DataArgs, command: PluginCommand) -> Result<()> {
     match command {
+        PluginCommand::New(args) => new(&args),
+        PluginCommand::Build(args) => build(&args),
         PluginCommand::Check { file } => check(&file),
         PluginCommand::Push(args) => push(data, args),
         PluginCommand::List(admin) => list(data, &admin),
         PluginCommand::Show { name, admin } => show(data, &name, &admin),
     }
+}
+
+fn new(args: &NewArgs) -> Result<()> {
+    let name = &args.name;
+    scaffold::create(Path::new(name), name, args.world)?;
+    println!("made {name}/; its code is in {name}/src/lib.rs. Next:");
+    println!("  cd {name}");
+    println!("  cargo test");
+    println!("  galerne plugin build");
+    match args.world {
+        Template::Model => println!("  galerne model import SOURCE --name NAME --architecture {name}.wasm"),
+        Template::Chat => println!("  galerne model import SOURCE --name NAME --chat {name}.wasm"),
+        Template::Filter | Template::Sampler | Template::Tool => {
+            println!("  galerne plugin push {name}.wasm      # while `galerne serve` runs");
+            println!("  galerne deploy");
+            println!("  galerne chat -m my-{name}");
+        }
+    }
+    Ok(())
+}
+
+fn build(args: &BuildArgs) -> Result<()> {
+    let folder = args
+        .folder
+        .canonicalize()
+        .with_context(|| format!("find the plugin's folder {}", args.folder.display()))?;
+    let name = crate_name(&folder)?;
+    let say = |line: &str| eprintln!("galerne: {line}");
+    let toolchain = match Toolchain::present() {
+        Some(toolchain) => toolchain,
+        None => Toolchain::install(&say)?,
+    };
+    let begin = Instant::now();
+    say(&format!("building {name} with {}", toolchain.describe()));
+    let target_dir = args.target_dir.clone().unwrap_or_else(|| folder.join("target"));
+    let component = galerne_sdk_build::build(
+        &toolchain,
+        &GuestCrate {
+            folder: &folder,
+            package: &name,
+            profile: "release",
+            target_dir: &std::path::absolute(&target_dir)?,
+        },
+    )?;
+    let file = args.output.clone().unwrap_or_else(|| folder.join(format!("{name}.wasm")));
+    std::fs::write(&file, &component).with_context(|| format!("write {}", file.display()))?;
+    say(&format!("built in {:.1} s", begin.elapsed().as_secs_f64()));
+    check(&file)
+}
+
+/// The name in a crate's manifest.
+fn crate_name(folder: &Path) -> Result<String> {
+    let file = folder.join("Cargo.toml");
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        format!("read {}; give the folder of a plugin, or make one with `galerne plugin new`", file.display())
+    })?;
+    let manifest: toml::Table = text.parse().with_context(|| format!("read {}", file.display()))?;
+    let name = manifest.get("package").and_then(|package| package.get("name"));
+    let name = name.and_then(toml::Value::as_str);
+    name.map(str::to_owned)
+        .with_context(|| format!("{}: expected [package] with a name, got none", file.display()))
 }
 
 fn check(file: &Path) -> Result<()> {

@@ -4,12 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-
-use crate::workspace_root;
+use crate::BuildError;
 
 /// What guests are compiled for.
-pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
+pub const TARGET: &str = "wasm32-unknown-unknown";
 /// Debian's compiler for the web and its standard library's sources.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
@@ -31,7 +29,7 @@ const APT_LIMITS: [&str; 6] = [
 const RUSTUP_LIMIT: Duration = Duration::from_secs(25);
 
 /// A way to compile for wasm32.
-pub(crate) struct Toolchain {
+pub struct Toolchain {
     kind: Kind,
     /// What the compiler says of itself, in one line.
     version: String,
@@ -46,39 +44,36 @@ enum Kind {
 
 impl Toolchain {
     /// What is there already.
-    pub(crate) fn present() -> Option<Self> {
+    pub fn present() -> Option<Self> {
         installed().or_else(debian)
     }
 
-    /// Installs one.
+    /// Installs one. `say` is told what is tried.
     ///
     /// # Errors
     /// Nothing could be installed; the message names two commands that help.
-    pub(crate) fn install() -> Result<Self> {
-        eprintln!("no wasm32 target yet; trying: rustup target add {TARGET}");
+    pub fn install(say: &dyn Fn(&str)) -> Result<Self, BuildError> {
+        say(&format!("no wasm32 target yet; trying: rustup target add {TARGET}"));
         if rustup_add()
             && let Some(found) = installed()
         {
             return Ok(found);
         }
-        if apt_install()
+        if apt_install(say)
             && let Some(found) = debian()
         {
             return Ok(found);
         }
-        bail!(
-            "no compiler for {TARGET}; run one of these and try again:\n  rustup target add {TARGET}\n  \
-             sudo apt-get install rustc-web rust-web-src lld"
-        )
+        Err(BuildError::NoCompiler)
     }
 
     /// What the compiler says of itself, in one line.
-    pub(crate) fn version(&self) -> &str {
+    pub fn version(&self) -> &str {
         &self.version
     }
 
     /// For the progress line.
-    pub(crate) fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         match &self.kind {
             Kind::Installed => format!("the installed {TARGET} target"),
             Kind::Debian { linker } => {
@@ -90,14 +85,14 @@ impl Toolchain {
         }
     }
 
-    /// Sets up a `cargo rustc` command.
-    pub(crate) fn apply(&self, command: &mut Command) {
+    /// Sets up a `cargo rustc` command for a crate in `folder`.
+    pub(crate) fn apply(&self, command: &mut Command, folder: &Path) {
         for inherited in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC"] {
             command.env_remove(inherited);
         }
         // Wins over every other source of flags, which are meant for the host's machine. Panic messages name source
         // files; without this a guest would tell, and differ by, the home folder of whoever built it.
-        command.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths().join("\x1f"));
+        command.env("CARGO_ENCODED_RUSTFLAGS", remapped_paths(folder).join("\x1f"));
         if let Kind::Debian { linker } = &self.kind {
             command
                 .arg("-Zbuild-std=std,panic_abort")
@@ -176,13 +171,13 @@ fn bundled_linker(sysroot: &Path) -> Option<PathBuf> {
 }
 
 /// Flags that replace this machine's folders in what the compiler writes.
-fn remapped_paths() -> Vec<String> {
+fn remapped_paths(folder: &Path) -> Vec<String> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| {
         let home = std::env::var_os("HOME")?;
         Some(Path::new(&home).join(".cargo"))
     });
     let remap = |folder: &Path, name: &str| format!("--remap-path-prefix={}={name}", folder.display());
-    let mut flags = vec![remap(workspace_root(), "/galerne")];
+    let mut flags = vec![remap(folder, "/galerne")];
     flags.extend(cargo_home.map(|folder| remap(&folder, "/cargo")));
     flags
 }
@@ -209,7 +204,7 @@ fn rustup_add() -> bool {
 }
 
 /// Installs Debian's packages where that needs no password.
-fn apt_install() -> bool {
+fn apt_install(say: &dyn Fn(&str)) -> bool {
     let prefix: &[&str] = match output_of("id", &["-u"]).as_deref() {
         Some("0") => &[],
         // sudo drops the environment, so `env` sets it after.
@@ -219,22 +214,23 @@ fn apt_install() -> bool {
     if !Path::new("/usr/bin/apt-get").exists() {
         return false;
     }
-    eprintln!(
+    say(&format!(
         "installing Debian's {} and lld with apt-get",
         DEBIAN_PACKAGES.join(", ")
-    );
-    let run = |args: &[&str]| -> Result<bool> {
+    ));
+    let run = |args: &[&str]| -> Option<bool> {
         let mut words = prefix.to_vec();
         words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
         words.extend(APT_LIMITS);
         words.extend_from_slice(args);
-        let (program, rest) = words.split_first().context("apt-get")?;
+        let (program, rest) = words.split_first()?;
         let status = Command::new(program)
             .args(rest)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .status()?;
-        Ok(status.success())
+            .status()
+            .ok()?;
+        Some(status.success())
     };
     let install = |linker: &str| {
         let mut args = vec!["install", "-y", "--no-install-recommends"];
