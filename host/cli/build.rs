@@ -5,9 +5,22 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Guests that ship with the host, by file name under `target/guests`.
-const GUESTS: [&str; 5] = ["llama", "chatml", "mirostat", "pii-redact", "calculator"];
+const GUESTS: [&str; 6] = [
+    "llama",
+    "chatml",
+    "mirostat",
+    "pii-redact",
+    "calculator",
+    "http-get",
+];
 /// Folders whose files a new plugin begins with.
-const SDK: [&str; 5] = ["sdk-guest/src", "sdk-guest/Cargo.toml", "wit", "plugins/llama/src", "plugins/chatml/src"];
+const SDK: [&str; 5] = [
+    "sdk-guest/src",
+    "sdk-guest/Cargo.toml",
+    "wit",
+    "plugins/llama/src",
+    "plugins/chatml/src",
+];
 /// What the SDK inherits from the workspace's manifest.
 const SDK_DEPENDENCIES: [&str; 2] = ["serde_json", "wit-bindgen"];
 
@@ -48,7 +61,11 @@ fn main() {
         name.is_some_and(|name| SDK_DEPENDENCIES.contains(&name))
     };
     let lines: Vec<&str> = workspace.lines().filter(is_inherited).collect();
-    assert_eq!(lines.len(), SDK_DEPENDENCIES.len(), "the SDK's dependencies are pinned in the workspace");
+    assert_eq!(
+        lines.len(),
+        SDK_DEPENDENCIES.len(),
+        "the SDK's dependencies are pinned in the workspace"
+    );
     write(&out.join("sdk-dependencies.toml"), &lines.join("\n"));
 }
 

@@ -36,7 +36,9 @@ pub enum BuildError {
         source: std::io::Error,
     },
     /// The module cannot be made a component.
-    #[error("make a component of the module: {0}; does the crate export a world with one of the SDK's macros?")]
+    #[error(
+        "make a component of the module: {0}; does the crate export a world with one of the SDK's macros?"
+    )]
     Component(String),
 }
 
@@ -125,8 +127,16 @@ pub fn interfaces(component: &[u8]) -> Result<Interfaces, BuildError> {
         return Err(wrong("expected a component, got a WIT package".to_owned()));
     };
     let world = &resolve.worlds[world];
-    let mut imports: Vec<String> = world.imports.keys().map(|key| resolve.name_world_key(key)).collect();
-    let mut exports: Vec<String> = world.exports.keys().map(|key| resolve.name_world_key(key)).collect();
+    let mut imports: Vec<String> = world
+        .imports
+        .keys()
+        .map(|key| resolve.name_world_key(key))
+        .collect();
+    let mut exports: Vec<String> = world
+        .exports
+        .keys()
+        .map(|key| resolve.name_world_key(key))
+        .collect();
     imports.sort_unstable();
     exports.sort_unstable();
     Ok(Interfaces { imports, exports })

@@ -53,7 +53,9 @@ impl Toolchain {
     /// # Errors
     /// Nothing could be installed; the message names two commands that help.
     pub fn install(say: &dyn Fn(&str)) -> Result<Self, BuildError> {
-        say(&format!("no wasm32 target yet; trying: rustup target add {TARGET}"));
+        say(&format!(
+            "no wasm32 target yet; trying: rustup target add {TARGET}"
+        ));
         if rustup_add()
             && let Some(found) = installed()
         {

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "this crate is the command line")]
 
 pub mod admin_token;
+pub mod capabilities;
 pub mod commands;
 pub mod config;
 pub mod guests;

@@ -128,7 +128,12 @@ mod tests {
         for template in Template::ALL {
             let folder = parent.path().join(template.feature());
             create(&folder, "mine", template).expect("made");
-            for file in ["Cargo.toml", "src/lib.rs", "galerne/Cargo.toml", "galerne/sdk-guest/src/lib.rs"] {
+            for file in [
+                "Cargo.toml",
+                "src/lib.rs",
+                "galerne/Cargo.toml",
+                "galerne/sdk-guest/src/lib.rs",
+            ] {
                 let text = std::fs::read_to_string(folder.join(file)).expect(file);
                 assert!(!text.is_empty() && !text.contains("{name}"), "{file}");
             }
@@ -141,7 +146,10 @@ mod tests {
             assert!(create(&folder, "mine", template).is_err(), "it exists");
         }
         for name in ["../x", "9lives", "a.b", "", "Ä"] {
-            assert!(create(&parent.path().join("bad"), name, Template::Tool).is_err(), "{name}");
+            assert!(
+                create(&parent.path().join("bad"), name, Template::Tool).is_err(),
+                "{name}"
+            );
         }
     }
 }

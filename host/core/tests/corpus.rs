@@ -26,7 +26,10 @@ fn every_file_is_judged_as_its_name_says() {
         let result = run_case(&bytes);
         let kind = name.split('-').next().unwrap_or_default();
         match (kind, &result) {
-            ("ok", Some(Ok(_))) | ("refused", Some(Err(_))) | ("noise", None) | ("infinite", None | Some(Err(_))) => {}
+            ("ok", Some(Ok(_)))
+            | ("refused", Some(Err(_)))
+            | ("noise", None)
+            | ("infinite", None | Some(Err(_))) => {}
             ("ok" | "refused" | "noise" | "infinite", _) => panic!("{name}: judged {result:?}"),
             _ => {}
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
+use galerne_core::capability::{Capabilities, CapabilityError};
 use galerne_core::chat::ToolSpec;
 use galerne_core::deployment::{Deployment, DeploymentError, GuestUse};
 use galerne_core::guest::{
@@ -16,6 +17,10 @@ use galerne_store::registry::{
 
 /// The tenant of every request until keys tell tenants apart.
 pub const DEFAULT_TENANT: &str = "default";
+
+/// Makes what the guests of a tenant's deployment may call.
+pub type MakeCapabilities =
+    Box<dyn Fn(&str, &Deployment) -> Result<Arc<dyn Capabilities>, CapabilityError> + Send + Sync>;
 
 /// A guest with its parameters.
 pub struct Bound<G: ?Sized> {
@@ -86,6 +91,9 @@ pub enum DeployError {
         /// What the loader said.
         error: Box<GuestError>,
     },
+    /// What its guests may call cannot be offered.
+    #[error("deployment: capabilities: {0}")]
+    Capabilities(CapabilityError),
     /// Two tools offer a function of the same name.
     #[error("deployment: {field}: another tool offers a function \"{name}\" too; leave one of them out")]
     SameFunction {
@@ -120,6 +128,7 @@ struct Entry {
 pub struct Deployments {
     registry: Registry,
     loader: Arc<dyn GuestLoader>,
+    capabilities: MakeCapabilities,
     /// Components that come with the host, by name.
     builtin: BTreeMap<String, &'static [u8]>,
     models: Vec<String>,
@@ -133,12 +142,14 @@ impl Deployments {
     pub fn new(
         registry: Registry,
         loader: Arc<dyn GuestLoader>,
+        capabilities: MakeCapabilities,
         builtin: BTreeMap<String, &'static [u8]>,
         models: Vec<String>,
     ) -> Self {
         Self {
             registry,
             loader,
+            capabilities,
             builtin,
             models,
             table: RwLock::default(),
@@ -446,18 +457,21 @@ impl Deployments {
     /// Loads the guests of a version.
     fn load(&self, tenant: &str, published: Published) -> Result<Live, DeployError> {
         let deployment = &published.deployment;
+        let capabilities = (self.capabilities)(tenant, deployment).map_err(DeployError::Capabilities)?;
+        let loader = self.loader.with_capabilities(capabilities);
         let loading = Loading {
-            deployments: self,
+            registry: &self.registry,
+            loader: loader.as_ref(),
             tenant,
         };
         let sampler = match &deployment.sampler {
             None => None,
-            Some(guest) => Some(loading.guest("sampler", guest, |source| self.loader.load_sampler(source))?),
+            Some(guest) => Some(loading.guest("sampler", guest, |source| loader.load_sampler(source))?),
         };
         let mut filters = Vec::new();
         for (index, guest) in deployment.filters.iter().enumerate() {
             filters.push(loading.guest(&format!("filters[{index}]"), guest, |source| {
-                self.loader.load_filter(source)
+                loader.load_filter(source)
             })?);
         }
         let mut tools: Vec<BoundTool> = Vec::new();
@@ -476,7 +490,8 @@ impl Deployments {
 
 /// What loading every guest of one version needs.
 struct Loading<'a> {
-    deployments: &'a Deployments,
+    registry: &'a Registry,
+    loader: &'a dyn GuestLoader,
     tenant: &'a str,
 }
 
@@ -488,7 +503,7 @@ impl Loading<'_> {
         load: impl FnOnce(GuestSource<'_>) -> Result<Arc<G>, GuestError>,
     ) -> Result<Bound<G>, DeployError> {
         let digest = guest.digest.as_deref().unwrap_or_default();
-        let component = self.deployments.registry.component(digest)?;
+        let component = self.registry.component(digest)?;
         let source = GuestSource {
             tenant: self.tenant,
             name: &guest.plugin,
@@ -505,7 +520,7 @@ impl Loading<'_> {
     }
 
     fn tool(&self, field: &str, guest: &GuestUse, others: &[BoundTool]) -> Result<BoundTool, DeployError> {
-        let tool = self.guest(field, guest, |source| self.deployments.loader.load_tool(source))?;
+        let tool = self.guest(field, guest, |source| self.loader.load_tool(source))?;
         let functions = tool
             .guest
             .list(&tool.params_json)

@@ -13,6 +13,7 @@ mod doctor;
 mod doctor_measure;
 mod model;
 mod plugin;
+mod secret;
 mod serve;
 mod worker;
 
@@ -60,6 +61,9 @@ enum Command {
     /// Check components, give them to a host, list and show them
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
+    /// Keep secrets that a tenant's guests may read where a deployment grants them
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
     /// Publish a deployment: a model with guests, under a name of its own
     Deploy(deploy::DeployArgs),
     /// List a host's deployments, or show one
@@ -97,6 +101,7 @@ impl Cli {
             Command::Chat(args) => chat::run(&self.data, &args),
             Command::Model(command) => model::run(&self.data, command),
             Command::Plugin(command) => plugin::run(&self.data, command),
+            Command::Secret(command) => secret::run(&self.data, command),
             Command::Deploy(args) => deploy::deploy(&self.data, &args),
             Command::Deployments(args) => deploy::deployments(&self.data, &args),
             Command::Promote(args) => deploy::promote(&self.data, &args),

@@ -134,7 +134,10 @@ fn build(args: &BuildArgs) -> Result<()> {
             target_dir: &std::path::absolute(&target_dir)?,
         },
     )?;
-    let file = args.output.clone().unwrap_or_else(|| folder.join(format!("{name}.wasm")));
+    let file = args
+        .output
+        .clone()
+        .unwrap_or_else(|| folder.join(format!("{name}.wasm")));
     std::fs::write(&file, &component).with_context(|| format!("write {}", file.display()))?;
     say(&format!("built in {:.1} s", begin.elapsed().as_secs_f64()));
     check(&file)
@@ -144,7 +147,10 @@ fn build(args: &BuildArgs) -> Result<()> {
 fn crate_name(folder: &Path) -> Result<String> {
     let file = folder.join("Cargo.toml");
     let text = std::fs::read_to_string(&file).with_context(|| {
-        format!("read {}; give the folder of a plugin, or make one with `galerne plugin new`", file.display())
+        format!(
+            "read {}; give the folder of a plugin, or make one with `galerne plugin new`",
+            file.display()
+        )
     })?;
     let manifest: toml::Table = text.parse().with_context(|| format!("read {}", file.display()))?;
     let name = manifest.get("package").and_then(|package| package.get("name"));

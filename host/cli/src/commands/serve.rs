@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use galerne_plugin::{Isolation, PluginHost, PluginOptions};
+use galerne_plugin::{AddressRange, Isolation, PluginHost, PluginOptions};
 use galerne_server::api::{self, ApiLimits, ApiState, ServedModel};
 use galerne_server::deployments::Deployments;
 use galerne_server::limits::{Congestion, TransportLimits};
@@ -18,6 +18,7 @@ use galerne_server::tls::{DevCertificate, TlsFiles};
 use galerne_store::registry::Registry;
 use galerne_store::store::Store;
 
+use crate::capabilities::Services;
 use crate::config::{DataArgs, DeviceArgs};
 use crate::{admin_token, guests, load};
 
@@ -46,6 +47,9 @@ pub(super) struct ServeArgs {
     /// Where guests run that are not Galerne's own
     #[arg(long, value_enum, default_value = "process")]
     isolation: IsolationArg,
+    /// Let guests call granted hosts at private addresses of this range; may be given several times
+    #[arg(long = "guest-reach", value_name = "ADDRESS/BITS")]
+    reach: Vec<AddressRange>,
     /// Congestion control of QUIC
     #[arg(long, value_enum, default_value = "bbr")]
     congestion: CongestionArg,
@@ -171,17 +175,24 @@ fn load_models(folder: &Path, args: &ServeArgs, plugins: &PluginHost) -> Result<
         bail!("no model could be loaded");
     }
     let samplers = guests::samplers(plugins, &args.samplers)?;
-    let deployments = load_deployments(folder, plugins, models.keys().cloned().collect())?;
+    let deployments = load_deployments(folder, args, plugins, models.keys().cloned().collect())?;
     let token = admin_token::load_or_create(folder)?;
     let limits = ApiLimits::default();
     Ok(ApiState::new(models, samplers, deployments, Some(token), limits))
 }
 
 /// What was deployed when the host stopped. One deployment that does not load must not keep the others from being served.
-fn load_deployments(folder: &Path, plugins: &PluginHost, models: Vec<String>) -> Result<Deployments> {
+fn load_deployments(
+    folder: &Path,
+    args: &ServeArgs,
+    plugins: &PluginHost,
+    models: Vec<String>,
+) -> Result<Deployments> {
+    let services = Services::new(folder, args.reach.clone());
     let deployments = Deployments::new(
         Registry::new(folder),
         Arc::new(plugins.clone()),
+        Box::new(move |tenant, deployment| services.capabilities(tenant, deployment)),
         guests::by_embedded_name(),
         models,
     );

@@ -199,9 +199,8 @@ impl From<DeployError> for ApiError {
     fn from(error: DeployError) -> Self {
         let message = error.to_string();
         match error {
-            DeployError::Registry(RegistryError::Io { .. } | RegistryError::Damaged { .. }) => {
-                Self::internal(message)
-            }
+            DeployError::Registry(RegistryError::Io { .. } | RegistryError::Damaged { .. })
+            | DeployError::Capabilities(_) => Self::internal(message),
             DeployError::Registry(RegistryError::NoDeployment { .. } | RegistryError::NoVersion { .. }) => {
                 Self::not_found(message)
             }
