@@ -147,12 +147,8 @@ impl Compiler {
         capability::link(&mut linker, offer).map_err(|error| reasons(&error))?;
         linker.instantiate_pre(component).map_err(|error| {
             let imports = inspect::imports(&self.engine, component);
-            let advice: Vec<String> = imports
-                .iter()
-                .filter_map(|import| capability::advice(import, offer))
-                .collect();
-            if !advice.is_empty() {
-                return advice.join("; ");
+            if let Some(advice) = capability::advice(&imports, offer) {
+                return advice;
             }
             let offered = match offer {
                 Offer::Nothing => "this world offers no imports",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use galerne_core::capability::CapabilitySession;
 use galerne_core::filter::{Channel, FilterError, FilterRequest, Refusal, RequestInfo, Verdict};
 use galerne_core::guest::{FilterFactory, FilterSession, GuestError};
 use wasmtime::Store;
@@ -31,13 +32,13 @@ impl FilterGuest {
         core.try_out(pre.instance_pre(), |store, instance| Filter::new(store, instance))?;
         Ok(Self { core, pre })
     }
-}
 
-impl FilterFactory for FilterGuest {
-    fn session(
+    /// A session whose questions `capabilities` answers.
+    pub(crate) fn open(
         &self,
         params_json: &str,
         session_info: &RequestInfo,
+        capabilities: Option<Box<dyn CapabilitySession>>,
     ) -> Result<Box<dyn FilterSession>, GuestError> {
         let info = wit::RequestInfo {
             params_json: params_json.to_owned(),
@@ -45,10 +46,7 @@ impl FilterFactory for FilterGuest {
             model: session_info.model.clone(),
         };
         let mut store = self.core.store();
-        store
-            .data_mut()
-            .asking()
-            .set_session(self.core.capability_session(session_info));
+        store.data_mut().asking().set_session(capabilities);
         let limit = self.core.limits().request_deadline;
         let (filter, created) = self.core.call(&mut store, "create", limit, |store| {
             let filter: Filter = self.pre.instantiate(&mut *store)?;
@@ -68,6 +66,12 @@ impl FilterFactory for FilterGuest {
             }),
             flow: Flow::default(),
         }))
+    }
+}
+
+impl FilterFactory for FilterGuest {
+    fn session(&self, params_json: &str, info: &RequestInfo) -> Result<Box<dyn FilterSession>, GuestError> {
+        self.open(params_json, info, self.core.capability_session(info))
     }
 }
 

@@ -28,7 +28,7 @@ use crate::model::ModelGuest;
 use crate::runtime;
 use crate::sampler::SamplerGuest;
 use crate::tool::ToolGuest;
-use crate::workers::Workers;
+use crate::workers::{GRAMMAR_STACK_BYTES, Workers};
 
 /// Settings of a [`PluginHost`].
 #[derive(Debug, Clone)]
@@ -174,7 +174,11 @@ impl PluginHost {
         let engine = runtime::engine(&options.limits, options.instances_max)?;
         // A session has one open question at most, so that a queue of this length is only ever full of
         // questions whose sessions are gone.
-        let workers = Workers::start(options.workers, options.instances_max as usize)?;
+        let workers = Workers::start(
+            options.workers,
+            options.instances_max as usize,
+            GRAMMAR_STACK_BYTES,
+        )?;
         let compiler = Compiler::new(engine.clone(), &options, source)?;
         Ok(Self {
             shared: Arc::new(HostShared {
@@ -358,17 +362,37 @@ impl PluginHost {
 
     fn load(&self, name: &str, world: World, component: &[u8]) -> Result<Loaded, GuestError> {
         let mut core = self.core(name, inspect::full_name(world));
+        let offer = self.offer(&mut core, world);
         if let Some(cell) = self.cell() {
             let artifact = self.compiled(&core, component, Compiler::artifact)?;
             return CellGuest::load(core, cell, world, artifact).map(Loaded::Cell);
         }
-        let compiled = self.compiled(&core, component, Compiler::component)?;
-        let pre = self
-            .shared
-            .compiler
-            .link(&compiled, self.offer(&mut core, world))
-            .map_err(|reason| core.link_reason(reason))?;
+        let pre = self.linked(&core, component, offer)?;
         Ok(Loaded::Here(core, pre))
+    }
+
+    /// In a cell: a guest that may import what is granted, and whose sessions are each told who answers them.
+    pub(crate) fn load_granted(
+        &self,
+        name: &str,
+        world: World,
+        code: &[u8],
+        grants: &Grants,
+    ) -> Result<(GuestCore, InstancePre<StoreState>), GuestError> {
+        let core = self.core(name, inspect::full_name(world));
+        let pre = self.linked(&core, code, Offer::Granted(grants))?;
+        Ok((core, pre))
+    }
+
+    fn linked(
+        &self,
+        core: &GuestCore,
+        component: &[u8],
+        offer: Offer<'_>,
+    ) -> Result<InstancePre<StoreState>, GuestError> {
+        let compiled = self.compiled(core, component, Compiler::component)?;
+        let linked = self.shared.compiler.link(&compiled, offer);
+        linked.map_err(|reason| core.link_reason(reason))
     }
 
     /// What a guest of this world may import; one that may import anything is given its way to the host.

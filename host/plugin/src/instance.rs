@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use galerne_core::capability::{Capabilities, CapabilitySession};
+use galerne_core::capability::{Capabilities, CapabilitySession, Grants};
 use galerne_core::filter::RequestInfo;
 use galerne_core::guest::GuestError;
 use galerne_core::limits::GuestLimits;
@@ -51,6 +51,12 @@ impl GuestCore {
             })
         });
         store
+    }
+
+    /// What it may import.
+    pub(crate) fn grants(&self) -> Grants {
+        let capabilities = self.capabilities.as_ref();
+        capabilities.map_or_else(Grants::default, |capabilities| capabilities.grants().clone())
     }
 
     /// Who answers the questions of this guest in one request, if it may ask any.

@@ -28,7 +28,8 @@
 //! # Cells
 //!
 //! Under [`Isolation::Process`] a tenant's guests run in a process of their own, and the traits forward to it:
-//! `galerne cell`, which is [`cell()`]. All of the above holds there too, by the same code.
+//! `galerne cell`, which is [`cell()`]. All of the above holds there too, by the same code. Capabilities do not move: a guest's
+//! question comes to this process, which answers those of requests it knows and gives time only up to a call's limit.
 //!
 //! # Fairness
 //!

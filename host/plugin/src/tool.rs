@@ -31,6 +31,24 @@ impl ToolGuest {
         core.try_out(pre.instance_pre(), |store, instance| Tool::new(store, instance))?;
         Ok(Self { core, pre })
     }
+
+    /// A request's calls, whose questions `capabilities` answers.
+    pub(crate) fn open(
+        &self,
+        params_json: &str,
+        info: &RequestInfo,
+        capabilities: Option<Box<dyn CapabilitySession>>,
+    ) -> Box<dyn ToolSession> {
+        Box::new(Session {
+            guest: self.clone(),
+            info: wit::RequestInfo {
+                params_json: params_json.to_owned(),
+                id: info.id.clone(),
+                model: info.model.clone(),
+            },
+            capabilities,
+        })
+    }
 }
 
 /// What a guest lists, if it is as the contract wants it.
@@ -110,15 +128,7 @@ impl ToolFactory for ToolGuest {
     }
 
     fn session(&self, params_json: &str, info: &RequestInfo) -> Result<Box<dyn ToolSession>, GuestError> {
-        Ok(Box::new(Session {
-            capabilities: self.core.capability_session(info),
-            guest: self.clone(),
-            info: wit::RequestInfo {
-                params_json: params_json.to_owned(),
-                id: info.id.clone(),
-                model: info.model.clone(),
-            },
-        }))
+        Ok(self.open(params_json, info, self.core.capability_session(info)))
     }
 }
 

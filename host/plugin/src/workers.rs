@@ -5,7 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A grammar's expressions may be nested thousands deep. Only what is used of a stack is memory.
-const STACK_BYTES: usize = 64 << 20;
+pub(crate) const GRAMMAR_STACK_BYTES: usize = 64 << 20;
+/// Enough for a guest's call and all around it.
+pub(crate) const GUEST_STACK_BYTES: usize = 4 << 20;
 
 /// Something a worker does.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
@@ -35,7 +37,7 @@ pub(crate) struct Workers {
 
 impl Workers {
     /// Starts `threads` threads over a queue of at most `jobs_max` waiting jobs.
-    pub(crate) fn start(threads: usize, jobs_max: usize) -> std::io::Result<Self> {
+    pub(crate) fn start(threads: usize, jobs_max: usize, stack_bytes: usize) -> std::io::Result<Self> {
         let queue = Queue {
             jobs: VecDeque::new(),
             jobs_max,
@@ -51,7 +53,7 @@ impl Workers {
             // On failure the threads that already run end when `workers` is dropped.
             std::thread::Builder::new()
                 .name(format!("guest-{number}"))
-                .stack_size(STACK_BYTES)
+                .stack_size(stack_bytes)
                 .spawn(move || shared.work())?;
         }
         Ok(workers)
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_and_recovers() {
-        let workers = Workers::start(1, 1).expect("threads");
+        let workers = Workers::start(1, 1, GUEST_STACK_BYTES).expect("threads");
         let (started, has_started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         workers
@@ -137,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_panicking_job_does_not_end_its_worker() {
-        let workers = Workers::start(1, 4).expect("threads");
+        let workers = Workers::start(1, 4, GUEST_STACK_BYTES).expect("threads");
         workers
             .push(Box::new(|| panic!("expected by this test")))
             .expect("room");
@@ -150,7 +152,7 @@ mod tests {
 
     #[test]
     fn threads_end_with_their_owner() {
-        let workers = Workers::start(2, 4).expect("threads");
+        let workers = Workers::start(2, 4, GUEST_STACK_BYTES).expect("threads");
         let shared = Arc::downgrade(&workers.shared);
         drop(workers);
         let deadline = std::time::Instant::now() + SOON;

@@ -3,16 +3,17 @@
 mod guests;
 
 use std::io::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use galerne_core::filter::Channel;
 use galerne_core::guest::{GuestLoader as _, GuestSource};
 use galerne_core::limits::{CapabilityLimits, KvLimits};
 use galerne_core::tool::ToolError;
-use guests::capability::{Deployment, Names, SECRET, reply, serve};
+use guests::capability::{Deployment, Names, Overreach, SECRET, reply, serve};
 use guests::expect::{is_limit, is_link, serves};
-use guests::filter::info;
+use guests::filter::{Filter, info};
 use guests::{built, host};
 
 fn has(text: &str, words: &str) {
@@ -407,6 +408,82 @@ fn too_much_of_everything() {
         "after 7: Error::Limit(\"http: at most 10 calls of a guest per request (http_calls_max",
     );
     serves(&evil.host);
+}
+
+#[test]
+fn a_guest_that_waits_does_not_hold_up_others() {
+    let (arrived, is_waiting) = mpsc::sync_channel(1);
+    let (let_go, go_on) = mpsc::channel::<()>();
+    let go_on = Mutex::new(go_on);
+    let port = serve(move |_, stream| {
+        arrived.send(()).expect("the test waits");
+        let waited = go_on
+            .lock()
+            .expect("one call")
+            .recv_timeout(Duration::from_secs(20));
+        reply(stream, 200, "", if waited.is_ok() { "late" } else { "too late" });
+    });
+    let mut deployment = Deployment::of_overreach(&http(port));
+    deployment.limits.http_time_max = Duration::from_secs(20);
+    deployment.wait_max = Duration::from_secs(20);
+    let Some(mut slow) = deployment.overreach() else {
+        return;
+    };
+    let mut quick = Overreach::of(slow.host.clone(), Arc::clone(&slow.log)).expect("it is built");
+    let url = format!("http://local.test:{port}/");
+    let calling = std::thread::spawn(move || slow.ask("get", &url, 1));
+    is_waiting
+        .recv_timeout(Duration::from_secs(20))
+        .expect("the slow guest's call");
+    assert_eq!(quick.ask("kv-set", "a", 20), Ok("done".to_owned()));
+    assert_eq!(quick.ask("secret", "CRM_TOKEN", 1), Ok(SECRET.to_owned()));
+    // Much longer than the call's own deadline of 200 ms, and than a cell may be silent.
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(quick.ask("kv-get", "a0", 1), Ok("value".to_owned()));
+    let_go.send(()).expect("the server waits");
+    assert_eq!(calling.join().expect("no panic"), Ok("200 late".to_owned()));
+}
+
+#[test]
+fn what_a_request_uses_is_counted_from_call_to_call() {
+    let port = serve(|_, stream| reply(stream, 200, "", "ok"));
+    let mut deployment = Deployment::of_overreach(&http(port));
+    deployment.limits.http_calls_max = 2;
+    let Some(mut evil) = deployment.overreach() else {
+        return;
+    };
+    let url = format!("http://local.test:{port}/");
+    for _ in 0..2 {
+        assert_eq!(evil.ask("get", &url, 1), Ok("200 ok".to_owned()));
+    }
+    has(&evil.refused("get", &url, 1), "at most 2 calls");
+}
+
+#[test]
+fn filters_log_too() {
+    let component = Filter {
+        on_text: "(call $log (i32.const 1) (local.get 3) (local.get 4))
+            (call $passage (local.get 3) (local.get 4) (local.get 4))",
+        ..Filter::default()
+    }
+    .logging_component();
+    let load = |grants: &str| {
+        let deployment = Deployment {
+            grants: grants.to_owned(),
+            ..Deployment::default()
+        };
+        let (host, log) = deployment.host();
+        (host.load_filter("evil", &component), log)
+    };
+    let (guest, log) = load(r#"{"log": true}"#);
+    let mut session = guest.expect("it fits").session("{}", &info()).expect("a session");
+    for text in ["one", "two"] {
+        assert_eq!(session.on_text(Channel::Content, text), Ok(text.to_owned()));
+    }
+    let lines: Vec<String> = log.lines().into_iter().map(|line| line.text).collect();
+    assert_eq!(lines, ["one", "two"]);
+    let error = load(r#"{"kv": true}"#).0.err().expect("not granted");
+    is_link(&error, &["\"galerne:log/logging@0.1.0\" is not granted"]);
 }
 
 #[test]

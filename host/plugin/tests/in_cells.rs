@@ -5,6 +5,8 @@
     reason = "each file brings the guests it needs, as when it is a test of its own"
 )]
 
+#[path = "capabilities.rs"]
+mod capabilities;
 #[path = "filters.rs"]
 mod filters;
 #[path = "first_party.rs"]

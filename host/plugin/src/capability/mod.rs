@@ -80,17 +80,23 @@ pub(crate) fn link(linker: &mut Linker<StoreState>, offer: Offer<'_>) -> wasmtim
     Ok(())
 }
 
-/// What to do about an import that is a capability but not offered.
-pub(crate) fn advice(import: &str, offer: Offer<'_>) -> Option<String> {
-    let interface = INTERFACES.iter().find(|known| known.name == import)?;
-    match offer {
-        Offer::Nothing => Some(format!(
-            "guests of this world cannot have \"{import}\"; leave it out"
-        )),
-        Offer::Granted(grants) if !(interface.is_granted)(grants) => Some(format!(
-            "\"{import}\" is not granted; to grant it, write {} in the table [capabilities] of the deployment",
-            interface.grant
-        )),
-        Offer::Granted(_) | Offer::All => None,
-    }
+/// What to do about imports that are capabilities but not offered, if any are. Short enough to come whole out of a cell.
+pub(crate) fn advice(imports: &[String], offer: Offer<'_>) -> Option<String> {
+    let known = |import: &String| INTERFACES.iter().find(|known| known.name == import);
+    let imported = imports.iter().filter_map(known);
+    let (what_to_do, refused): (_, Vec<String>) = match offer {
+        Offer::All => return None,
+        Offer::Nothing => (
+            "leave out what guests of this world cannot have",
+            imported.map(|known| format!("\"{}\"", known.name)).collect(),
+        ),
+        Offer::Granted(grants) => (
+            "write in the table [capabilities] of the deployment what it needs",
+            imported
+                .filter(|known| !(known.is_granted)(grants))
+                .map(|known| format!("\"{}\" is not granted ({})", known.name, known.grant))
+                .collect(),
+        ),
+    };
+    (!refused.is_empty()).then(|| format!("{what_to_do}: {}", refused.join("; ")))
 }

@@ -23,7 +23,7 @@ impl FilterFactory for CellFilter {
             info: info.clone(),
         };
         let session = guest
-            .open("create", open)
+            .open("create", guest.answerer(info), open)
             .map_err(|failure| guest.failure("create", failure))?;
         Ok(Box::new(Session {
             session,

@@ -33,7 +33,7 @@ pub(crate) enum WhenFull {
     Wait,
     /// It gives [`Refused::Full`].
     Refuse,
-    /// It is taken all the same: small, and as few as there are sessions.
+    /// It is taken all the same: one of a few.
     Take,
 }
 
@@ -41,6 +41,12 @@ struct Waiting {
     /// Room for the header, then messages.
     frame: Vec<u8>,
     closed: bool,
+}
+
+impl Waiting {
+    fn is_full(&self) -> bool {
+        !self.closed && self.frame.len() > WAITING_BYTES_MAX
+    }
 }
 
 /// Messages that wait to be sent.
@@ -70,14 +76,26 @@ impl Outbox {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What waits, once it is not too much.
+    fn roomy(&self) -> MutexGuard<'_, Waiting> {
+        let full = |waiting: &mut Waiting| waiting.is_full();
+        let roomy = self.drained.wait_while(self.waiting(), full);
+        roomy.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blocks until a message would be taken, or nobody sends any more.
+    pub(crate) fn wait_for_room(&self) {
+        drop(self.roomy());
+    }
+
     /// Puts a message behind the others.
     pub(crate) fn push(&self, message: &impl Serialize, when_full: WhenFull) -> Result<(), Refused> {
-        let mut waiting = self.waiting();
-        while !waiting.closed && when_full != WhenFull::Take && waiting.frame.len() > WAITING_BYTES_MAX {
-            if when_full == WhenFull::Refuse {
-                return Err(Refused::Full);
-            }
-            waiting = self.drained.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = match when_full {
+            WhenFull::Wait => self.roomy(),
+            WhenFull::Refuse | WhenFull::Take => self.waiting(),
+        };
+        if when_full == WhenFull::Refuse && waiting.is_full() {
+            return Err(Refused::Full);
         }
         if waiting.closed {
             return Err(Refused::Closed);

@@ -1,16 +1,17 @@
 //! A guest loaded in a cell, whatever its world, and its sessions. Gives a cell's errors the names this host knows. Knows no
 //! world's calls.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use galerne_core::chat::ChatError;
-use galerne_core::filter::FilterError;
+use galerne_core::filter::{FilterError, RequestInfo};
 use galerne_core::guest::{GuestError, GuestFacts, World};
 use galerne_core::tool::ToolError;
 
 use super::link::{Cell, Connection, code};
 use super::protocol::{Call, Failure, GuestId, Order, Reply, SessionId};
+use super::questions::Answerer;
 use crate::artifact::Artifact;
 use crate::errors::bounded;
 use crate::instance::GuestCore;
@@ -54,6 +55,7 @@ impl CellGuest {
             guest: self.id,
             world: self.world,
             name: self.core.name.to_string(),
+            grants: self.core.grants(),
             artifact: code(&self.artifact),
         };
         connection
@@ -74,18 +76,38 @@ impl CellGuest {
         Ok((connection, reply))
     }
 
-    /// Opens a session with the call that `open` makes for its number.
+    /// Who answers the guest's questions in one request, if it may ask any.
+    pub(super) fn answerer(&self, info: &RequestInfo) -> Option<Answerer> {
+        let session = self.core.capability_session(info)?;
+        Some(Arc::new(Mutex::new(session)))
+    }
+
+    /// A number for a session in a process that has the guest. The session's questions go to `answerer`.
+    pub(super) fn session(
+        self: &Arc<Self>,
+        name: &'static str,
+        answerer: Option<Answerer>,
+    ) -> Result<CellSession, GuestError> {
+        let connection = self.connection(name)?;
+        let id = connection.next_session();
+        if let Some(answerer) = answerer {
+            connection.questions.expect(id, answerer);
+        }
+        Ok(CellSession {
+            guest: Arc::clone(self),
+            id,
+            connection,
+        })
+    }
+
+    /// Opens a session with the call that `open` makes for its number. Its questions go to `answerer`.
     pub(super) fn open(
         self: &Arc<Self>,
         name: &'static str,
+        answerer: Option<Answerer>,
         open: impl FnOnce(SessionId) -> Call,
     ) -> Result<CellSession, Failure> {
-        let connection = self.connection(name)?;
-        let session = CellSession {
-            guest: Arc::clone(self),
-            id: connection.next_session(),
-            connection,
-        };
+        let session = self.session(name, answerer)?;
         let call = open(session.id);
         match session
             .connection
@@ -117,6 +139,7 @@ pub(super) struct CellSession {
 
 impl Drop for CellSession {
     fn drop(&mut self) {
+        self.connection.questions.forget(self.id);
         self.connection.tell(&Order::Close(self.id));
     }
 }

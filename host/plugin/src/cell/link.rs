@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use galerne_core::capability::CapabilityError;
 use galerne_core::limits::CellLimits;
 use serde_bytes::ByteBuf;
 
 use super::frames::{Came, Frames, Outbox, Refused, WhenFull, messages};
-use super::protocol::{Answer, Call, CallId, Failure, GuestId, Order, Reply, SessionId, Settings};
+use super::protocol::{Call, CallId, Failure, GuestId, Order, Question, Reply, Said, SessionId, Settings};
+use super::questions::Questions;
 use crate::errors::bounded;
 
 /// The sub-command of the worker's program.
@@ -25,7 +27,8 @@ const COMMAND: &str = "cell";
 const WATCH: Duration = Duration::from_millis(100);
 /// A start that takes longer has failed.
 const START_DEADLINE: Duration = Duration::from_secs(10);
-/// No call is waited for longer than this past its deadline, even if the cell goes on answering others.
+/// No call is waited for longer than this past its deadline and what it may wait for the host, even if the cell goes on
+/// answering others.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a dead cell's last words that are read.
 const WORDS_BYTES_MAX: u64 = 4 << 10;
@@ -162,6 +165,9 @@ pub(super) struct Connection {
     out: Outbox,
     socket: UnixStream,
     started: Instant,
+    /// What its guests ask.
+    pub(super) questions: Questions,
+    patience_max: Duration,
     next: AtomicU64,
     // std Mutexes: held for look-ups and changes only.
     calls: Mutex<Calls>,
@@ -182,10 +188,13 @@ impl Connection {
         let (ours, theirs) = UnixStream::pair().map_err(|error| failed("make a socket", error))?;
         ours.set_read_timeout(Some(WATCH))
             .map_err(|error| failed("set up a socket", error))?;
+        let wait_max = cell.settings.limits.wait_max;
         let connection = Arc::new(Self {
             out: Outbox::default(),
             socket: ours,
             started: Instant::now(),
+            questions: Questions::new(wait_max),
+            patience_max: PATIENCE_MAX.saturating_add(wait_max),
             next: AtomicU64::new(0),
             calls: Mutex::default(),
             loaded: Mutex::default(),
@@ -327,13 +336,13 @@ impl Connection {
     }
 
     /// On its own thread: answers calls until the process is gone, then takes it off the system's list.
-    fn read(&self, mut child: Child, limits: &CellLimits) {
+    fn read(self: &Arc<Self>, mut child: Child, limits: &CellLimits) {
         let mut frames = Frames::new(limits.message_bytes_max.saturating_mul(2));
         let mut watched = Instant::now();
         let reason = loop {
             match frames.read(&mut &self.socket) {
                 Ok(Came::Frame(frame)) => {
-                    if let Err(reason) = messages(&frame, |answer| self.answered(answer)) {
+                    if let Err(reason) = messages(&frame, |said| self.heard(said)) {
                         break format!("its cell broke the protocol: {reason}");
                     }
                 }
@@ -358,7 +367,34 @@ impl Connection {
         self.end(&reason);
     }
 
-    fn answered(&self, Answer(id, result): Answer) -> Result<(), String> {
+    fn heard(self: &Arc<Self>, said: Said) -> Result<(), String> {
+        match said {
+            Said::Answer(id, result) => self.answered(id, result),
+            Said::Ask(question) => self.asked(question),
+        }
+    }
+
+    /// A question of a guest, answered on a thread of its own: it may take long, and nobody else is to wait for it.
+    fn asked(self: &Arc<Self>, question: Question) -> Result<(), String> {
+        self.questions.opened()?;
+        let (connection, id) = (Arc::clone(self), question.id);
+        let answer = move || {
+            let result = connection.questions.answer(question);
+            // While a cell does not read, its questions stay open, and there can be only so many.
+            connection.out.wait_for_room();
+            connection.questions.closed();
+            connection.tell(&Order::Reply(id, result));
+        };
+        let thread = std::thread::Builder::new().name("cell-ask".to_owned());
+        if let Err(error) = thread.spawn(answer) {
+            self.questions.closed();
+            let reason = CapabilityError::Failed(format!("start a thread: {error}"));
+            self.tell(&Order::Reply(id, Err(reason)));
+        }
+        Ok(())
+    }
+
+    fn answered(&self, id: CallId, result: Result<Reply, Failure>) -> Result<(), String> {
         let mut calls = lock(&self.calls);
         calls.last_answer = Some(Instant::now());
         let pending = calls.pending.remove(&id);
@@ -371,15 +407,17 @@ impl Connection {
         Ok(())
     }
 
-    /// Why the cell must be ended: it owes an answer and gives none, to anybody, or not this one for very long.
+    /// Why the cell must be ended: it owes an answer and gives none, to anybody, or not this one for very long. It is not to
+    /// blame while it waits for the host.
     fn overdue(&self, slack: Duration) -> Option<String> {
         let calls = lock(&self.calls);
         let silent = calls
             .last_answer
-            .map_or(Duration::MAX, |answered| answered.elapsed());
+            .map_or(Duration::MAX, |answered| answered.elapsed())
+            .min(self.questions.owed_before().unwrap_or(Duration::MAX));
         calls.pending.values().find_map(|call| {
             let (waited, limit) = (call.since.elapsed(), call.deadline + slack);
-            let late = waited > limit && (silent > limit || waited > limit + PATIENCE_MAX);
+            let late = waited > limit && (silent > limit || waited > limit + self.patience_max);
             late.then(|| {
                 format!(
                     "its cell did not answer within {} ms and was ended",

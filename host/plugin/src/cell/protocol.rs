@@ -1,5 +1,8 @@
 //! What a host and a cell say to each other. Plain data; knows no socket and no guest.
 
+use std::time::Duration;
+
+use galerne_core::capability::{self, Ask, CapabilityError, Grants};
 use galerne_core::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use galerne_core::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use galerne_core::graph::Graph;
@@ -9,6 +12,13 @@ use galerne_core::sampling::{Candidate, SamplingPlan};
 use galerne_core::tool::ToolError;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+
+/// Threads a cell has for calls that block, each of which may ask the host one thing at a time. More calls wait for one; a
+/// guest that loops or asks holds one until its deadline.
+pub(crate) const BLOCKING_THREADS: usize = 64;
+
+/// Numbers a question of a cell; its answer has the same.
+pub(crate) type AskId = u64;
 
 /// Numbers a call; its answer has the same.
 pub(crate) type CallId = u64;
@@ -28,6 +38,8 @@ pub(crate) enum Order {
     Call(CallId, Call),
     /// Drop a session; an open question of it is answered first.
     Close(SessionId),
+    /// What a guest asked.
+    Reply(AskId, Result<capability::Reply, CapabilityError>),
     /// Drop a guest; its sessions live on.
     Unload(GuestId),
 }
@@ -41,6 +53,8 @@ pub(crate) enum Call {
         guest: GuestId,
         world: World,
         name: String,
+        /// What it may import, if it is a filter or a tool.
+        grants: Grants,
         /// Compiled code.
         artifact: ByteBuf,
     },
@@ -85,6 +99,8 @@ pub(crate) enum Call {
     ToolList(GuestId, String),
     Tool {
         guest: GuestId,
+        /// For what it asks the host.
+        session: SessionId,
         params_json: String,
         info: RequestInfo,
         name: String,
@@ -101,9 +117,24 @@ pub(crate) struct Settings {
     pub(crate) candidates_max: usize,
 }
 
-/// From a cell: the answer to a call. The host believes nothing of it.
+/// From a cell. The host believes nothing of it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Answer(pub(crate) CallId, pub(crate) Result<Reply, Failure>);
+pub(crate) enum Said {
+    /// The answer to a call.
+    Answer(CallId, Result<Reply, Failure>),
+    /// What a guest asks; answered by [`Order::Reply`].
+    Ask(Question),
+}
+
+/// A guest's question to the host.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Question {
+    pub(crate) id: AskId,
+    pub(crate) session: SessionId,
+    pub(crate) ask: Ask,
+    /// What the guest's call may still wait.
+    pub(crate) time_left: Duration,
+}
 
 /// What a call gives.
 #[derive(Debug, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ impl SamplerFactory for CellSampler {
             seed,
         };
         let session = guest
-            .open("create", open)
+            .open("create", None, open)
             .map_err(|failure| guest.failure("create", failure))?;
         let shared = Shared {
             guest: Arc::clone(guest),

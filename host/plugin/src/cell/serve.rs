@@ -7,19 +7,23 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use galerne_core::capability::Grants;
 use galerne_core::guest::{
-    Answer as Taken, Architecture, ChatFormat, ChatParser, FilterFactory, FilterSession, GuestError,
-    SamplerFactory, SamplerSession, ToolFactory, World,
+    Answer as Taken, Architecture, ChatFormat, ChatParser, FilterSession, GuestError, SamplerFactory,
+    SamplerSession, ToolFactory as _, World,
 };
 
 use super::frames::{Came, Frames, Outbox, WhenFull, messages};
-use super::protocol::{Answer, Call, CallId, Failure, GuestId, Order, Reply, SessionId, Settings};
+use super::protocol::{
+    BLOCKING_THREADS, Call, CallId, Failure, GuestId, Order, Reply, Said, SessionId, Settings,
+};
+use super::remote::Remote;
+use crate::filter::FilterGuest;
 use crate::host::{PluginHost, PluginOptions};
 use crate::sandbox::{self, Bounds, SandboxError};
-use crate::workers::Workers;
+use crate::tool::ToolGuest;
+use crate::workers::{GUEST_STACK_BYTES, Workers};
 
-/// Threads for calls that block. More calls wait for one; a guest that loops holds one until its deadline.
-const BLOCKING_THREADS: usize = 16;
 /// Calls that may wait for one.
 const BLOCKING_CALLS_MAX: usize = 4_096;
 /// The host may send compiled code of any size it made itself.
@@ -94,7 +98,7 @@ fn take(cell: &mut Option<Arc<Cell>>, out: &Arc<Outbox>, order: Order) -> Result
 
 fn answer(out: &Outbox, id: CallId, result: Result<Reply, Failure>) {
     // An outbox is closed when the host is gone; then nobody waits.
-    let _ = out.push(&Answer(id, result), WhenFull::Wait);
+    let _ = out.push(&Said::Answer(id, result), WhenFull::Wait);
 }
 
 /// A loaded guest.
@@ -103,8 +107,8 @@ enum Guest {
     Model(Arc<dyn Architecture>),
     Chat(Arc<dyn ChatFormat>),
     Sampler(Arc<dyn SamplerFactory>),
-    Filter(Arc<dyn FilterFactory>),
-    Tool(Arc<dyn ToolFactory>),
+    Filter(Arc<FilterGuest>),
+    Tool(ToolGuest),
 }
 
 /// Something of a guest that lives for one request.
@@ -118,6 +122,7 @@ enum Session {
 struct Cell {
     host: PluginHost,
     out: Arc<Outbox>,
+    remote: Arc<Remote>,
     blocking: Workers,
     // std Mutexes: held for look-ups, never while a guest runs.
     guests: Mutex<HashMap<GuestId, Guest>>,
@@ -138,10 +143,11 @@ impl Cell {
             ..PluginOptions::default()
         })
         .map_err(|error| error.to_string())?;
-        let blocking =
-            Workers::start(BLOCKING_THREADS, BLOCKING_CALLS_MAX).map_err(|error| error.to_string())?;
+        let blocking = Workers::start(BLOCKING_THREADS, BLOCKING_CALLS_MAX, GUEST_STACK_BYTES)
+            .map_err(|error| error.to_string())?;
         Ok(Self {
             host,
+            remote: Arc::new(Remote::new(Arc::clone(&out))),
             out,
             blocking,
             guests: Mutex::default(),
@@ -157,6 +163,7 @@ impl Cell {
                     slot.close(&self.out);
                 }
             }
+            Order::Reply(id, result) => self.remote.answered(id, result),
             Order::Unload(guest) => drop(lock(&self.guests).remove(&guest)),
             // Samplers' questions do not block; they are answered on the plugin host's own threads.
             Order::Call(id, Call::Plan(session, step)) => {
@@ -196,9 +203,10 @@ impl Cell {
                 guest,
                 world,
                 name,
+                grants,
                 artifact,
             } => {
-                let loaded = self.load(world, &name, &artifact)?;
+                let loaded = self.load(world, &name, &grants, &artifact)?;
                 lock(&self.guests).insert(guest, loaded);
                 Ok(Reply::Done)
             }
@@ -246,7 +254,7 @@ impl Cell {
                 let Some(Guest::Filter(guest)) = self.guest(guest) else {
                     return Err(unknown("filter"));
                 };
-                let filter = guest.session(&params_json, &info)?;
+                let filter = guest.open(&params_json, &info, Some(self.remote.session(session)))?;
                 self.open(session, Session::Filter(Arc::new(Mutex::new(filter))))
             }
             Call::OnRequest(session, request) => Ok(Reply::Verdict(
@@ -259,25 +267,33 @@ impl Cell {
             Call::ToolList(guest, params_json) => Ok(Reply::Tools(self.tool(guest)?.list(&params_json)?)),
             Call::Tool {
                 guest,
+                session,
                 params_json,
                 info,
                 name,
                 arguments_json,
             } => {
-                let mut session = self.tool(guest)?.session(&params_json, &info)?;
-                Ok(Reply::Text(session.call(&name, &arguments_json)?))
+                let remote = Some(self.remote.session(session));
+                let mut calls = self.tool(guest)?.open(&params_json, &info, remote);
+                Ok(Reply::Text(calls.call(&name, &arguments_json)?))
             }
             Call::Start(_) | Call::Plan(..) | Call::Choose(..) => Err(unknown("order")),
         }
     }
 
-    fn load(&self, world: World, name: &str, artifact: &[u8]) -> Result<Guest, GuestError> {
+    fn load(&self, world: World, name: &str, grants: &Grants, artifact: &[u8]) -> Result<Guest, GuestError> {
         Ok(match world {
             World::Model => Guest::Model(self.host.load_model(name, artifact)?),
             World::Chat => Guest::Chat(self.host.load_chat(name, artifact)?),
             World::Sampler => Guest::Sampler(self.host.load_sampler(name, artifact)?),
-            World::Filter => Guest::Filter(self.host.load_filter(name, artifact)?),
-            World::Tool => Guest::Tool(self.host.load_tool(name, artifact)?),
+            World::Filter => {
+                let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
+                Guest::Filter(Arc::new(FilterGuest::new(core, pre)?))
+            }
+            World::Tool => {
+                let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
+                Guest::Tool(ToolGuest::new(core, pre)?)
+            }
         })
     }
 
@@ -327,7 +343,7 @@ impl Cell {
         }
     }
 
-    fn tool(&self, id: GuestId) -> Result<Arc<dyn ToolFactory>, Failure> {
+    fn tool(&self, id: GuestId) -> Result<ToolGuest, Failure> {
         match self.guest(id) {
             Some(Guest::Tool(guest)) => Ok(guest),
             _ => Err(unknown("tool")),

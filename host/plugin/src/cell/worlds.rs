@@ -10,6 +10,7 @@ use galerne_core::tool::ToolError;
 
 use super::guests::{CellGuest, CellSession};
 use super::protocol::{Call, Failure, Reply};
+use super::questions::Answerer;
 use crate::errors::bounded;
 use crate::tool;
 
@@ -96,7 +97,7 @@ impl ChatFormat for CellChat {
     fn parser(&self, options: &ChatOptions) -> Result<Box<dyn ChatParser>, ChatError> {
         let Self(guest) = self;
         let session = guest
-            .open("parser", |session| {
+            .open("parser", None, |session| {
                 Call::Parser(guest.id, session, options.clone())
             })
             .map_err(|failure| chat_error(guest, "parser", failure))?;
@@ -164,15 +165,17 @@ impl ToolFactory for CellTool {
     fn session(&self, params_json: &str, info: &RequestInfo) -> Result<Box<dyn ToolSession>, GuestError> {
         Ok(Box::new(CellToolSession {
             guest: Arc::clone(&self.0),
+            answerer: self.0.answerer(info),
             params_json: params_json.to_owned(),
             info: info.clone(),
         }))
     }
 }
 
-/// The tool calls of one request. Each goes to the process that runs then: nothing is left of earlier ones.
+/// The tool calls of one request. Each goes to the process that runs then: in it nothing is left of earlier ones.
 struct CellToolSession {
     guest: Arc<CellGuest>,
+    answerer: Option<Answerer>,
     params_json: String,
     info: RequestInfo,
 }
@@ -180,16 +183,19 @@ struct CellToolSession {
 impl ToolSession for CellToolSession {
     fn call(&mut self, name: &str, arguments_json: &str) -> Result<String, ToolError> {
         let guest = &self.guest;
+        let session = guest.session("call", self.answerer.clone())?;
+        let connection = &session.connection;
         let call = Call::Tool {
             guest: guest.id,
+            session: session.id,
             params_json: self.params_json.clone(),
             info: self.info.clone(),
             name: name.to_owned(),
             arguments_json: arguments_json.to_owned(),
         };
-        let reply = guest.call("call", guest.core.limits().tool_deadline, call);
-        let text = reply
-            .and_then(|(connection, reply)| match reply {
+        let text = connection
+            .call(call, guest.core.limits().tool_deadline)
+            .and_then(|reply| match reply {
                 Reply::Text(text) => Ok(text),
                 other => Err(connection.nonsense(&other)),
             })

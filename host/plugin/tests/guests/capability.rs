@@ -78,6 +78,8 @@ pub(crate) struct Deployment {
     /// As in `[capabilities]`.
     pub(crate) grants: String,
     pub(crate) limits: CapabilityLimits,
+    /// What one call may wait.
+    pub(crate) wait_max: Duration,
     pub(crate) names: Arc<Names>,
     /// Whether guests may reach this machine.
     pub(crate) local: bool,
@@ -91,6 +93,7 @@ impl Default for Deployment {
                 http_time_max: Duration::from_millis(400),
                 ..CapabilityLimits::default()
             },
+            wait_max: Duration::from_secs(3),
             names: Arc::new(Names::local()),
             local: true,
         }
@@ -133,7 +136,7 @@ impl Deployment {
         let host = host_with(&PluginOptions {
             limits: GuestLimits {
                 tool_deadline: Duration::from_millis(200),
-                wait_max: Duration::from_secs(3),
+                wait_max: self.wait_max,
                 ..GuestLimits::default()
             },
             ..PluginOptions::default()
@@ -147,9 +150,7 @@ impl Deployment {
     /// A request's calls of the guest `overreach`, if it is built.
     pub(crate) fn overreach(&self) -> Option<Overreach> {
         let (host, log) = self.host();
-        let guest = host.load_tool("evil", &built("overreach")?).expect("it fits");
-        let session = guest.session("{}", &info()).expect("a session");
-        Some(Overreach { session, log, host })
+        Overreach::of(host, log)
     }
 }
 
@@ -161,6 +162,13 @@ pub(crate) struct Overreach {
 }
 
 impl Overreach {
+    /// Loads it once more, for a request of its own, if it is built.
+    pub(crate) fn of(host: PluginHost, log: Arc<GuestLog>) -> Option<Self> {
+        let guest = host.load_tool("evil", &built("overreach")?).expect("it fits");
+        let session = guest.session("{}", &info()).expect("a session");
+        Some(Self { session, log, host })
+    }
+
     pub(crate) fn ask(&mut self, word: &str, text: &str, times: u64) -> Result<String, ToolError> {
         let text = serde_json::to_string(text).expect("JSON");
         let arguments = format!(r#"{{"do": "{word}", "text": {text}, "times": {times}}}"#);

@@ -5,7 +5,7 @@ use galerne_core::filter::{FilterRequest, RequestInfo};
 use galerne_core::guest::FilterSession;
 use galerne_plugin::PluginHost;
 
-use super::{COMMON, component, words};
+use super::{COMMON, component, component_with, words};
 
 /// What a test changes in a filter. Each body leaves the address of its function's result; an ok result or a pass is at
 /// 64, a result of `on-text` and `finish` is built at 128.
@@ -34,6 +34,17 @@ impl Default for Filter<'_> {
 impl Filter<'_> {
     /// The component.
     pub(crate) fn component(&self) -> Vec<u8> {
+        component("filter", "filter", &self.module(""))
+    }
+
+    /// The component of one that imports a log as `$log`, called with a level and a line.
+    pub(crate) fn logging_component(&self) -> Vec<u8> {
+        let module =
+            self.module(r#"(import "galerne:log/logging@0.1.0" "log" (func $log (param i32 i32 i32)))"#);
+        component_with("filter", "filter", "log", &module)
+    }
+
+    fn module(&self, imports: &str) -> String {
         let Self {
             create,
             on_request,
@@ -41,8 +52,9 @@ impl Filter<'_> {
             finish,
         } = self;
         let interface = "galerne:filter/filtering@0.1.0";
-        let module = format!(
+        format!(
             r#"(module
+                {imports}
                 (import "[export]{interface}" "[resource-new]session" (func $new (param i32) (result i32)))
                 (memory (export "memory") 4) {COMMON}
                 (func $passage (param i32 i32 i32) (result i32)
@@ -70,8 +82,7 @@ impl Filter<'_> {
                 (data (i32.const 96) "{zeros}")
                 (data (i32.const 192) "no"))"#,
             zeros = words(&[0; 5]),
-        );
-        component("filter", "filter", &module)
+        )
     }
 
     /// A session of this filter, called "evil".

@@ -14,7 +14,7 @@ use galerne_core::guest::{Answer, GuestError, SamplerSession, Waker};
 use galerne_core::limits::GuestLimits;
 use galerne_plugin::{Isolation, PluginHost, PluginOptions};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
-use wit_parser::Resolve;
+use wit_parser::{PackageId, Resolve, WorldId};
 
 /// The program whose sub-commands compile and run guests.
 pub(crate) fn worker() -> PathBuf {
@@ -54,17 +54,43 @@ pub(crate) fn host_with(options: &PluginOptions) -> PluginHost {
 
 /// A component of the world `world` of `wit/<package>/0.1.0` around a core module in text form.
 pub(crate) fn component(package: &str, world: &str, module: &str) -> Vec<u8> {
+    let mut resolve = Resolve::default();
+    let package = contract(&mut resolve, package);
+    let world = resolve
+        .select_world(&[package], Some(world))
+        .expect("the world is there");
+    encoded(&resolve, world, module)
+}
+
+/// The same for a module that also imports a capability.
+pub(crate) fn component_with(package: &str, world: &str, capability: &str, module: &str) -> Vec<u8> {
+    let mut resolve = Resolve::default();
+    for package in [package, capability] {
+        contract(&mut resolve, package);
+    }
+    let both = format!(
+        "package tests:guest; world guest {{ include galerne:{package}/{world}@0.1.0; \
+         include galerne:{capability}/imports@0.1.0; }}"
+    );
+    let package = resolve.push_str("guest.wit", &both).expect("it parses");
+    let world = resolve
+        .select_world(&[package], None)
+        .expect("the world is there");
+    encoded(&resolve, world, module)
+}
+
+fn contract(resolve: &mut Resolve, package: &str) -> PackageId {
     let wit = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../wit")
         .join(package)
         .join("0.1.0");
-    let mut resolve = Resolve::default();
     let (package, _) = resolve.push_path(wit).expect("the contract parses");
-    let world = resolve
-        .select_world(&[package], Some(world))
-        .expect("the world is there");
+    package
+}
+
+fn encoded(resolve: &Resolve, world: WorldId, module: &str) -> Vec<u8> {
     let mut module = wat::parse_str(module).unwrap_or_else(|error| panic!("{error}\n{module}"));
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).expect("metadata");
+    embed_component_metadata(&mut module, resolve, world, StringEncoding::UTF8).expect("metadata");
     let mut encoder = ComponentEncoder::default()
         .module(&module)
         .expect("a core module of this world");
