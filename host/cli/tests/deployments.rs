@@ -348,3 +348,122 @@ fn a_deployments_sampler_and_limits_hold() {
         "{text}"
     );
 }
+
+/// The demo model repeats what it is told to, so that it can be made to ask for a call.
+const CALL: &str = "Repeat exactly this text and nothing else:\n<tool_call>\n{\"name\": \"calculate\", \"arguments\": \
+    {\"expression\": \"12*12\"}}\n</tool_call>";
+
+#[test]
+fn the_host_calls_a_deployments_tool_and_the_model_goes_on() {
+    let Some(author) = Author::new() else { return };
+    let host = Host::start(author.data(), &[]);
+    let toml = |name: &str, steps: u32| {
+        format!(
+            "name = \"{name}\"\nmodel = \"smollm2\"\n[[tools]]\nplugin = \"calculator\"\n\
+             [limits]\nagent_steps_max = {steps}\n[defaults]\nmax_tokens = 60\n"
+        )
+    };
+    author.deploy(&host, &toml("agent", 4), &[]);
+    let (status, answer) = ask(&host, "agent", CALL, &json!({}));
+    assert_eq!(status, 200, "{answer}");
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(
+        message["host_tool_calls"],
+        json!([{"name": "calculate", "arguments": "{\"expression\":\"12*12\"}", "result": "144"}]),
+        "{answer}"
+    );
+    assert!(
+        content(&answer).contains("144"),
+        "the model did not see the result: {answer}"
+    );
+    assert_eq!(
+        message["tool_calls"],
+        Value::Null,
+        "the client has nothing to call: {answer}"
+    );
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+
+    let body = json!({"model": "agent", "temperature": 0, "stream": true, "messages": [{"role": "user", "content": CALL}]});
+    let (_, text) = http(&host, "POST", "/v1/chat/completions", &body.to_string());
+    let call = text.find("host_tool_calls").expect("the call is shown");
+    assert!(
+        text[call..].contains("144") && text.trim_end().ends_with("data: [DONE]"),
+        "{text}"
+    );
+
+    author.deploy(&host, &toml("single", 1), &[]);
+    let (status, answer) = ask(&host, "single", CALL, &json!({}));
+    assert!(
+        status == 400 && answer.to_string().contains("limits.agent_steps_max"),
+        "{answer}"
+    );
+    let tools = json!({"tools": [{"type": "function", "function": {"name": "mine"}}]});
+    let (status, answer) = ask(&host, "agent", "hi", &tools);
+    assert_eq!(
+        (status, &answer["error"]["param"]),
+        (400, &json!("tools")),
+        "{answer}"
+    );
+}
+
+/// From `plugin new` to a served deployment, as the guide says, with the guest in a cell and in the host's process.
+#[test]
+fn a_new_plugin_is_built_outside_the_repository_and_served() {
+    let Some(author) = Author::new() else { return };
+    if galerne_sdk_build::Toolchain::present().is_none() {
+        eprintln!("SKIPPED: no compiler for wasm32; `cargo xtask guests` installs one");
+        return;
+    }
+    let folder = author.data().join("work");
+    std::fs::create_dir(&folder).expect("make");
+    let local = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_galerne"));
+        let output = command
+            .args(args)
+            .current_dir(&folder)
+            .output()
+            .expect("run galerne");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&said)
+        );
+    };
+    local(&["plugin", "new", "my-filter", "--world", "filter"]);
+    // Shared by all runs of this test, so that the standard library is compiled once.
+    let target = root().join("target/test-data/plugin-build");
+    let component = folder.join("my-filter.wasm").display().to_string();
+    local(&[
+        "plugin",
+        "build",
+        "my-filter",
+        "--output",
+        &component,
+        "--target-dir",
+        &target.display().to_string(),
+    ]);
+    for isolation in ["process", "in-process"] {
+        let host = Host::start(author.data(), &["--isolation", isolation]);
+        author.does(&host, &["plugin", "push", &component]);
+        let file = folder.join("my-filter/deployment.toml").display().to_string();
+        author.does(&host, &["deploy", &file]);
+        let (status, answer) = ask(&host, "my-my-filter", "Tell me a Secret.", &json!({}));
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (403, &json!("content_filter")),
+            "{isolation}: {answer}"
+        );
+        let (status, answer) = ask(
+            &host,
+            "my-my-filter",
+            "What is the capital of France?",
+            &json!({}),
+        );
+        assert_eq!(
+            (status, content(&answer)),
+            (200, "The capital of France is Paris."),
+            "{isolation}"
+        );
+    }
+}

@@ -95,18 +95,23 @@ pub(super) fn run(data: &DataArgs, command: PluginCommand) -> Result<()> {
 fn new(args: &NewArgs) -> Result<()> {
     let name = &args.name;
     scaffold::create(Path::new(name), name, args.world)?;
-    println!("made {name}/; its code is in {name}/src/lib.rs. Next:");
-    println!("  cd {name}");
-    println!("  cargo test");
-    println!("  galerne plugin build");
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "made {name}/; its code is in {name}/src/lib.rs. Next:")?;
+    writeln!(out, "  cd {name}\n  cargo test\n  galerne plugin build")?;
     match args.world {
-        Template::Model => println!("  galerne model import SOURCE --name NAME --architecture {name}.wasm"),
-        Template::Chat => println!("  galerne model import SOURCE --name NAME --chat {name}.wasm"),
-        Template::Filter | Template::Sampler | Template::Tool => {
-            println!("  galerne plugin push {name}.wasm      # while `galerne serve` runs");
-            println!("  galerne deploy");
-            println!("  galerne chat -m my-{name}");
-        }
+        Template::Model => writeln!(
+            out,
+            "  galerne model import SOURCE --name NAME --architecture {name}.wasm"
+        )?,
+        Template::Chat => writeln!(
+            out,
+            "  galerne model import SOURCE --name NAME --chat {name}.wasm"
+        )?,
+        Template::Filter | Template::Sampler | Template::Tool => writeln!(
+            out,
+            "  galerne plugin push {name}.wasm      # while `galerne serve` runs\n  galerne deploy\n  \
+             galerne chat -m my-{name}"
+        )?,
     }
     Ok(())
 }
