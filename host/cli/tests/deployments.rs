@@ -430,19 +430,14 @@ fn a_new_plugin_is_built_outside_the_repository_and_served() {
             String::from_utf8_lossy(&said)
         );
     };
-    local(&["plugin", "new", "my-filter", "--world", "filter"]);
-    // Shared by all runs of this test, so that the standard library is compiled once.
-    let target = root().join("target/test-data/plugin-build");
-    let component = folder.join("my-filter.wasm").display().to_string();
-    local(&[
-        "plugin",
-        "build",
-        "my-filter",
-        "--output",
-        &component,
-        "--target-dir",
-        &target.display().to_string(),
-    ]);
+    // Shared by the three, so that the standard library is compiled once.
+    let target = root().join("target/test-data/plugin-build").display().to_string();
+    for world in ["filter", "sampler", "tool"] {
+        let name = format!("my-{world}");
+        local(&["plugin", "new", &name, "--world", world]);
+        local(&["plugin", "build", &name, "--target-dir", &target]);
+    }
+    let component = folder.join("my-filter/my-filter.wasm").display().to_string();
     for isolation in ["process", "in-process"] {
         let host = Host::start(author.data(), &["--isolation", isolation]);
         author.does(&host, &["plugin", "push", &component]);

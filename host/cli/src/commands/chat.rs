@@ -81,6 +81,8 @@ async fn only_model(client: &Client) -> Result<String> {
         .as_array()
         .into_iter()
         .flatten()
+        // A deployment stands for its model with something more; who wants that asks for it.
+        .filter(|model| model["parent"].is_null())
         .filter_map(|model| model["id"].as_str())
         .collect();
     match names.as_slice() {
