@@ -67,15 +67,23 @@ impl Engine {
         }
     }
 
-    /// Admits waiting sequences in order while places, tokens and blocks last.
+    /// Admits waiting sequences in order while places, tokens and blocks last. One whose beginning is on its way lets the
+    /// next go first.
     fn admit_waiting(&mut self, draft: &mut Draft, now: Instant) {
+        let mut place = 0;
         while draft.budget > 0 && self.running.len() < self.admission.limits.sequences_max {
-            let Some(&id) = self.waiting.front() else { return };
+            let Some(&id) = self.waiting.get(place) else {
+                return;
+            };
             let hits = self.prefix_hits(id);
+            if self.prefix_is_coming(id, hits.len()) {
+                place += 1;
+                continue;
+            }
             if !self.has_room(id, &hits) {
                 return;
             }
-            self.waiting.pop_front();
+            self.waiting.remove(place);
             self.running.push(id);
             self.start(id, &hits, now);
             let tokens = self.sequences[&id].pending().min(draft.budget);
@@ -95,6 +103,21 @@ impl Engine {
         let whole = (sequence.tokens.len() - 1) / block_tokens;
         let keys = sequence.keys(whole, block_tokens);
         keys.iter().map_while(|key| self.index.get(*key)).collect()
+    }
+
+    /// Whether a running sequence is about to compute at least half of what a waiting one lacks: forks that start together
+    /// then share it instead of each computing it. The running one advances with every step, so nobody waits for ever.
+    fn prefix_is_coming(&self, id: SequenceId, hits: usize) -> bool {
+        let block_tokens = self.admission.limits.block_tokens;
+        let sequence = &self.sequences[&id];
+        let lacking = sequence.tokens.len() - hits * block_tokens;
+        let mut others = self.running.iter().map(|other| &self.sequences[other]);
+        others.any(|other| {
+            let alike = sequence.known_keys().iter().zip(other.known_keys());
+            let common = alike.take_while(|(own, theirs)| own == theirs).count();
+            let coming = common.saturating_sub(hits) * block_tokens;
+            other.computed < common * block_tokens && coming * 2 >= lacking
+        })
     }
 
     /// Whether all tokens of a waiting sequence fit beside what the running ones have yet to take. Admitting

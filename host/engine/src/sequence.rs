@@ -113,6 +113,11 @@ impl Sequence {
         &self.keys[..count]
     }
 
+    /// The keys that were asked for so far.
+    pub(crate) fn known_keys(&self) -> &[PrefixKey] {
+        &self.keys
+    }
+
     /// Notes the first admission.
     pub(crate) fn admit(&mut self, now: Instant) {
         if !self.admitted {

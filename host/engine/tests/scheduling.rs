@@ -265,6 +265,28 @@ fn an_equal_prefix_is_computed_once_and_at_least_one_token_always() {
 }
 
 #[test]
+fn sequences_that_start_together_compute_their_common_beginning_once() {
+    let mut bench = Bench::new(limits(32, 4, 64, 4), 128);
+    let forks: Vec<Record> = (0..3)
+        .map(|number| {
+            let mut prompt = prompt(13);
+            prompt.push(number);
+            bench.submit(request(&prompt, 3))
+        })
+        .collect();
+    let other = bench.submit(request(&[5, 4, 3, 2, 1], 3));
+    bench.drain();
+    let cached = |record: &Record| match record.end() {
+        Some(Event::Finished { usage, .. }) => usage.cached_tokens,
+        other => panic!("expected an end, got {other:?}"),
+    };
+    assert_eq!(forks.iter().map(cached).collect::<Vec<_>>(), [0, 12, 12]);
+    assert_eq!(cached(&other), 0);
+    // 14 tokens, twice the two behind the common blocks, and the other's.
+    assert_eq!(bench.engine.stats().tokens_prefilled, 14 + 2 * 2 + 5);
+}
+
+#[test]
 fn other_tenants_and_requests_without_cache_share_nothing() {
     let mut bench = Bench::new(limits(32, 4, 64, 4), 128);
     bench.submit(request(&prompt(12), 2));
@@ -414,7 +436,7 @@ fn a_late_guest_sits_out_while_others_go_on() {
         sampling,
         ..request(&prompt(5), 2)
     });
-    let other = bench.submit(request(&prompt(5), 9));
+    let other = bench.submit(request(&[9, 8, 7, 6, 5], 9));
     (0..9).for_each(|_| assert!(bench.step()));
     assert_eq!((late.tokens().len(), other.tokens().len()), (0, 9));
     bench.drain();
