@@ -1,10 +1,12 @@
 //! From a package on disk to a running engine: the wiring of store, plugin, core, engine and device.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail};
-use galerne_core::grammar::{GrammarFactory, TokenText, TokenTexts};
-use galerne_core::guest::ChatFormat;
+use galerne_core::grammar::{
+    GrammarError, GrammarFactory, GrammarSession, GrammarSource, TokenText, TokenTexts,
+};
+use galerne_core::guest::{ChatFormat, Waker};
 use galerne_core::ids::TokenId;
 use galerne_core::limits::{EngineLimits, GraphLimits};
 use galerne_core::validate::{ValidGraph, validate};
@@ -15,7 +17,7 @@ use galerne_kernels::cpu::trim_heap;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
 use galerne_kernels::device::{Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, MemoryUse};
 use galerne_kernels::program::Program;
-use galerne_plugin::PluginHost;
+use galerne_plugin::{Grammars, PluginHost};
 use galerne_store::package::Package;
 use galerne_store::tokenizer::Tokenizer;
 
@@ -181,7 +183,13 @@ pub fn start(
     let model =
         load_program(package, plugins, device, args).with_context(|| format!("load model \"{name}\""))?;
     let stop_tokens = package.eos_tokens(&tokenizer)?;
-    let grammars = plugins.grammars(&token_texts(&tokenizer, model.vocabulary, &stop_tokens))?;
+    let grammars = LazyGrammars {
+        plugins: plugins.clone(),
+        tokenizer: Arc::clone(&tokenizer),
+        vocabulary: model.vocabulary,
+        ends: stop_tokens.clone(),
+        made: OnceLock::new(),
+    };
     let memory = model.program.memory();
     let engine = handle::start(
         model.program,
@@ -201,6 +209,26 @@ pub fn start(
         grammars: Arc::new(grammars),
         memory,
     })
+}
+
+/// Grammars that are prepared for the first answer that wants one: most hosts never see such a request, and the vocabulary
+/// as a tree takes megabytes.
+struct LazyGrammars {
+    plugins: PluginHost,
+    tokenizer: Arc<Tokenizer>,
+    vocabulary: u32,
+    ends: Vec<TokenId>,
+    made: OnceLock<Result<Grammars, GrammarError>>,
+}
+
+impl GrammarFactory for LazyGrammars {
+    fn session(&self, source: &GrammarSource, waker: Waker) -> Result<Box<dyn GrammarSession>, GrammarError> {
+        let made = self.made.get_or_init(|| {
+            let texts = token_texts(&self.tokenizer, self.vocabulary, &self.ends);
+            self.plugins.grammars(&texts)
+        });
+        made.as_ref().map_err(Clone::clone)?.session(source, waker)
+    }
 }
 
 /// What each of the model's outputs stands for. An output beyond the tokenizer's vocabulary is padding, and a vocabulary
