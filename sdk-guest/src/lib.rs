@@ -27,6 +27,8 @@ pub mod kv;
 pub mod log;
 #[cfg(feature = "model")]
 pub mod model;
+#[cfg(feature = "pipeline")]
+pub mod pipeline;
 #[cfg(feature = "sampling")]
 pub mod sampling;
 #[cfg(feature = "secrets")]

@@ -22,6 +22,8 @@ pub enum Template {
     Sampler,
     /// Functions a model may call
     Tool,
+    /// Owns the loop between a request and its answer
+    Pipeline,
     /// An architecture; begins as the one for Llama
     Model,
     /// A chat format; begins as the one for ChatML
@@ -30,7 +32,14 @@ pub enum Template {
 
 impl Template {
     /// Every template.
-    pub const ALL: [Self; 5] = [Self::Filter, Self::Sampler, Self::Tool, Self::Model, Self::Chat];
+    pub const ALL: [Self; 6] = [
+        Self::Filter,
+        Self::Sampler,
+        Self::Tool,
+        Self::Pipeline,
+        Self::Model,
+        Self::Chat,
+    ];
 
     /// The SDK's feature.
     fn feature(self) -> &'static str {
@@ -38,6 +47,7 @@ impl Template {
             Self::Filter => "filter",
             Self::Sampler => "sampling",
             Self::Tool => "tool",
+            Self::Pipeline => "pipeline",
             Self::Model => "model",
             Self::Chat => "chat",
         }
@@ -57,6 +67,7 @@ impl Template {
             Self::Filter => one(include_str!("../templates/filter.rs")),
             Self::Sampler => one(include_str!("../templates/sampler.rs")),
             Self::Tool => one(include_str!("../templates/tool.rs")),
+            Self::Pipeline => one(include_str!("../templates/pipeline.rs")),
             Self::Model => of_guest("llama"),
             Self::Chat => of_guest("chatml"),
         }
@@ -69,6 +80,7 @@ impl Template {
             Self::Filter => format!("[[filters]]\nplugin = \"{name}\"\nparams = {{ word = \"secret\" }}\n"),
             Self::Sampler => format!("[sampler]\nplugin = \"{name}\"\nparams = {{ from = 0.2, to = 1.0 }}\n"),
             Self::Tool => format!("[[tools]]\nplugin = \"{name}\"\n"),
+            Self::Pipeline => format!("[pipeline]\nplugin = \"{name}\"\nparams = {{ checks = 1 }}\n"),
             Self::Model | Self::Chat => return None,
         };
         Some(head + &part)

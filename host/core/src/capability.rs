@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::RequestInfo;
+use crate::pipeline::{PipelineAsk, PipelineReply};
 pub use http_grant::{HttpGrant, HttpGrantError, Scheme};
 
 /// What a deployment lets its guests do: its table `[capabilities]`. By default nothing.
@@ -113,7 +114,7 @@ pub struct HttpResponse {
 }
 
 /// A guest's question to the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Ask {
     /// A line for the log. Answered by [`Reply::Done`].
     Log {
@@ -144,10 +145,12 @@ pub enum Ask {
     },
     /// The value of a secret. Answered by [`Reply::Secret`].
     Secret(String),
+    /// What only a pipeline may ask. Answered by [`Reply::Pipeline`].
+    Pipeline(PipelineAsk),
 }
 
 /// The host's answer to an [`Ask`].
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     /// It is done.
     Done,
@@ -159,6 +162,8 @@ pub enum Reply {
     Keys(Vec<String>),
     /// A secret's value.
     Secret(String),
+    /// Of the model.
+    Pipeline(PipelineReply),
 }
 
 /// Says which kind of reply it is and nothing of what is in it: it may be a secret.
@@ -170,6 +175,7 @@ impl std::fmt::Debug for Reply {
             Self::Value(_) => "Value(..)",
             Self::Keys(_) => "Keys(..)",
             Self::Secret(_) => "Secret(..)",
+            Self::Pipeline(_) => "Pipeline(..)",
         })
     }
 }
@@ -192,6 +198,9 @@ pub enum CapabilityError {
     /// It did not work.
     #[error("{0}")]
     Failed(String),
+    /// The request is over, whatever the guest does: why.
+    #[error("{0}")]
+    Over(String),
 }
 
 /// What the guests of one deployment may do, and who does it for them.
@@ -208,8 +217,8 @@ pub trait CapabilitySession: Send {
     /// Does what is asked, or says why not. Blocks for at most `time_left`, but for short work on a local disk.
     ///
     /// # Errors
-    /// See [`CapabilityError`]. A [`CapabilityError::Limit`] on [`Ask::Log`] ends the request; all others are the
-    /// guest's to handle.
+    /// See [`CapabilityError`]. [`CapabilityError::Over`] ends the request, and so does [`CapabilityError::Limit`] on
+    /// [`Ask::Log`] and [`Ask::Pipeline`]; all others are the guest's to handle.
     fn ask(&mut self, ask: Ask, time_left: Duration) -> Result<Reply, CapabilityError>;
 }
 

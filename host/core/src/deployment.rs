@@ -46,6 +46,9 @@ pub struct Deployment {
     /// Called by the host when the model asks for one of their functions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<GuestUse>,
+    /// Owns the loop between request and answer; without it the model answers, and calls tools, as the host has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<GuestUse>,
     /// What all guests of the deployment may do outside themselves.
     #[serde(default)]
     pub capabilities: Grants,
@@ -91,6 +94,12 @@ pub struct DeploymentLimits {
     pub tokens_max: Option<u32>,
     /// Times the model may answer within one request: each round of tool calls takes one more.
     pub agent_steps_max: u32,
+    /// Output tokens of all a pipeline's outputs together; the host's own limit holds all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline_tokens_max: Option<u32>,
+    /// KV blocks a pipeline's outputs of a moment may fill; the host's own limit holds all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline_blocks_max: Option<usize>,
 }
 
 impl Default for DeploymentLimits {
@@ -98,6 +107,8 @@ impl Default for DeploymentLimits {
         Self {
             tokens_max: None,
             agent_steps_max: 8,
+            pipeline_tokens_max: None,
+            pipeline_blocks_max: None,
         }
     }
 }
@@ -179,9 +190,10 @@ impl Deployment {
         let paths = self.sampler.iter().map(|_| "sampler".to_owned());
         let paths = paths
             .chain(many("filters", &self.filters))
-            .chain(many("tools", &self.tools));
+            .chain(many("tools", &self.tools))
+            .chain(self.pipeline.iter().map(|_| "pipeline".to_owned()));
         let guests = self.sampler.iter().chain(&self.filters).chain(&self.tools);
-        paths.zip(guests)
+        paths.zip(guests.chain(&self.pipeline))
     }
 
     /// All guests, to change them, in the order of [`guests`](Self::guests).
@@ -190,6 +202,7 @@ impl Deployment {
             .iter_mut()
             .chain(&mut self.filters)
             .chain(&mut self.tools)
+            .chain(&mut self.pipeline)
     }
 }
 

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::chat::{Message, ToolSpec};
 use crate::guest::GuestError;
 
+/// The roles a message may have.
+const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+
 /// What a filter's session knows of the request it serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestInfo {
@@ -23,6 +26,39 @@ pub struct FilterRequest {
     pub tools: Vec<ToolSpec>,
 }
 
+/// A request from a guest that cannot go on.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// It has no messages.
+    #[error("a request without messages")]
+    Empty,
+    /// A message has a role nobody knows.
+    #[error("a message with the role \"{0}\"")]
+    Role(String),
+}
+
+impl RequestError {
+    /// What a request must be instead.
+    pub const EXPECTED: &str = "at least one message, each with the role system, user, assistant or tool";
+}
+
+impl FilterRequest {
+    /// Whether it can be rendered as well as one from a client.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn check(&self) -> Result<(), RequestError> {
+        if self.messages.is_empty() {
+            return Err(RequestError::Empty);
+        }
+        let unknown = |message: &&Message| !ROLES.contains(&message.role.as_str());
+        match self.messages.iter().find(unknown) {
+            Some(message) => Err(RequestError::Role(message.role.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What becomes of a request that is not refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
@@ -32,15 +68,15 @@ pub enum Verdict {
     Rewrite(FilterRequest),
 }
 
-/// A filter's refusal of a request or of an answer.
+/// A filter's or pipeline's refusal of a request or of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-#[error("filter \"{filter}\" refused with status {status}: {reason}")]
+#[error("guest \"{guest}\" refused with status {status}: {reason}")]
 pub struct Refusal {
-    /// The filter's name.
-    pub filter: String,
+    /// The guest's name.
+    pub guest: String,
     /// The HTTP status, [`STATUS_MIN`](Self::STATUS_MIN) to [`STATUS_MAX`](Self::STATUS_MAX).
     pub status: u16,
-    /// In the filter's words, one bounded line.
+    /// In the guest's words, one bounded line.
     pub reason: String,
 }
 

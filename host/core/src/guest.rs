@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capability::Capabilities;
+use crate::capability::{Capabilities, CapabilitySession};
 use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use crate::graph::Graph;
 use crate::ids::TokenId;
+use crate::pipeline::{PipelineError, PipelineFinish};
 use crate::sampling::{Candidate, PlanError, SamplingPlan};
 use crate::tool::ToolError;
 
@@ -269,6 +270,22 @@ pub trait ToolSession: Send {
     fn call(&mut self, name: &str, arguments_json: &str) -> Result<String, ToolError>;
 }
 
+/// A pipeline guest that is loaded.
+pub trait PipelineFactory: Send + Sync {
+    /// Answers one request. `model` answers every [`Ask::Pipeline`](crate::capability::Ask::Pipeline), and nothing else is
+    /// asked of it. Blocks until the pipeline ends: for at most its deadline and the time it may wait, together.
+    ///
+    /// # Errors
+    /// See [`PipelineError`]; also if `model` says that the request is over.
+    fn run(
+        &self,
+        params_json: &str,
+        info: &RequestInfo,
+        request: FilterRequest,
+        model: Box<dyn CapabilitySession>,
+    ) -> Result<PipelineFinish, PipelineError>;
+}
+
 /// A world of the contract. A component may export several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -283,6 +300,8 @@ pub enum World {
     Filter,
     /// Tools.
     Tool,
+    /// Pipelines.
+    Pipeline,
 }
 
 impl std::fmt::Display for World {
@@ -293,6 +312,7 @@ impl std::fmt::Display for World {
             Self::Sampler => "sampler",
             Self::Filter => "filter",
             Self::Tool => "tool",
+            Self::Pipeline => "pipeline",
         })
     }
 }
@@ -343,7 +363,13 @@ pub trait GuestLoader: Send + Sync {
     /// As for [`load_sampler`](Self::load_sampler).
     fn load_tool(&self, source: GuestSource<'_>) -> Result<Arc<dyn ToolFactory>, GuestError>;
 
-    /// The same loader for one deployment: filters and tools loaded by it may import what is granted, and ask for it.
+    /// Loads a pipeline.
+    ///
+    /// # Errors
+    /// As for [`load_sampler`](Self::load_sampler).
+    fn load_pipeline(&self, source: GuestSource<'_>) -> Result<Arc<dyn PipelineFactory>, GuestError>;
+
+    /// The same loader for one deployment: filters, tools and pipelines loaded by it may import what is granted, and ask for it.
     /// Without this, nothing is granted.
     fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Arc<dyn GuestLoader>;
 }

@@ -11,6 +11,7 @@ pub mod guest;
 pub mod ids;
 pub mod limits;
 pub mod name;
+pub mod pipeline;
 pub mod sampling;
 pub mod tool;
 pub mod validate;

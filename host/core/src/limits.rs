@@ -62,6 +62,10 @@ pub struct GuestLimits {
     pub tool_deadline: Duration,
     /// What one call may wait for capabilities (`http`, `kv`, `secrets`) on top of its own deadline.
     pub wait_max: Duration,
+    /// A pipeline's own work on one request, without what it waits.
+    pub pipeline_deadline: Duration,
+    /// What a pipeline may wait for the model, tools and capabilities in one request.
+    pub pipeline_wait_max: Duration,
     /// Functions one tool guest may list.
     pub tools_max: usize,
     /// Descriptions and schemas of all functions a tool guest lists.
@@ -87,11 +91,49 @@ impl Default for GuestLimits {
             request_deadline: Duration::from_millis(500),
             tool_deadline: Duration::from_secs(2),
             wait_max: Duration::from_secs(30),
+            pipeline_deadline: Duration::from_secs(5),
+            pipeline_wait_max: Duration::from_secs(600),
             tools_max: 64,
             tools_bytes_max: 256 << 10,
             tool_answer_bytes_max: 256 << 10,
             build_deadline: Duration::from_secs(5),
             component_bytes_max: 32 << 20,
+        }
+    }
+}
+
+/// Bounds on what one request's pipeline does with the model. A request beyond one of them ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PipelineLimits {
+    /// Contexts at once.
+    pub contexts_max: usize,
+    /// Forks between a context and the one it all began with.
+    pub fork_depth_max: u32,
+    /// Generations at once.
+    pub generations_max: usize,
+    /// KV blocks that the generations of a moment may fill, counted as if none shared any.
+    pub blocks_max: usize,
+    /// Output tokens in all.
+    pub tokens_max: u32,
+    /// Bytes of one text that is to become tokens; of a conversation, all its messages and functions together.
+    pub text_bytes_max: usize,
+    /// Bytes emitted, events included.
+    pub emitted_bytes_max: usize,
+    /// Bytes of one event.
+    pub event_bytes_max: usize,
+}
+
+impl Default for PipelineLimits {
+    fn default() -> Self {
+        Self {
+            contexts_max: 32,
+            fork_depth_max: 16,
+            generations_max: 32,
+            blocks_max: 512,
+            tokens_max: 16_384,
+            text_bytes_max: 1 << 20,
+            emitted_bytes_max: 8 << 20,
+            event_bytes_max: 64 << 10,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Generated bindings of the five worlds and of the capabilities, from `wit/`. Nothing else; conversions are in `convert/`.
+//! Generated bindings of the six worlds and of the capabilities, from `wit/`. Nothing else; conversions are in `convert/`.
 
 /// `galerne:model/model@0.1.0`
 pub(crate) mod model {
@@ -37,6 +37,20 @@ pub(crate) mod tool {
     wasmtime::component::bindgen!({
         path: "../../wit/tool/0.1.0",
         world: "tool",
+    });
+}
+
+/// `galerne:pipeline/pipeline@0.1.0`
+pub(crate) mod pipeline {
+    wasmtime::component::bindgen!({
+        path: "../../wit/pipeline/0.1.0",
+        world: "pipeline",
+        // Limits end the request.
+        imports: { default: trappable },
+        with: {
+            "galerne:pipeline/inference.context": crate::capability::inference::Context,
+            "galerne:pipeline/inference.generation": crate::capability::inference::Generation,
+        },
     });
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use galerne_core::guest::World;
 use galerne_core::limits::CompileLimits;
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
@@ -127,6 +128,7 @@ impl Compiler {
     pub(crate) fn link(
         &self,
         component: &Component,
+        world: World,
         offer: Offer<'_>,
     ) -> Result<InstancePre<StoreState>, String> {
         if let Some(needs) = component.resources_required() {
@@ -144,10 +146,10 @@ impl Compiler {
             ));
         }
         let mut linker = Linker::new(&self.engine);
-        capability::link(&mut linker, offer).map_err(|error| reasons(&error))?;
+        capability::link(&mut linker, world, offer).map_err(|error| reasons(&error))?;
         linker.instantiate_pre(component).map_err(|error| {
             let imports = inspect::imports(&self.engine, component);
-            if let Some(advice) = capability::advice(&imports, offer) {
+            if let Some(advice) = capability::advice(&imports, world, offer) {
                 return advice;
             }
             let offered = match offer {

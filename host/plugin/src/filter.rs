@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use galerne_core::capability::CapabilitySession;
-use galerne_core::filter::{Channel, FilterError, FilterRequest, Refusal, RequestInfo, Verdict};
+use galerne_core::filter::{
+    Channel, FilterError, FilterRequest, Refusal, RequestError, RequestInfo, Verdict,
+};
 use galerne_core::guest::{FilterFactory, FilterSession, GuestError};
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, ResourceAny};
@@ -11,7 +13,6 @@ use wasmtime::component::{InstancePre, ResourceAny};
 use crate::bindings::filter::exports::galerne::filter::filtering as wit;
 use crate::bindings::filter::{Filter, FilterPre};
 use crate::convert;
-use crate::convert::filter::RequestError;
 use crate::errors::bounded;
 use crate::instance::GuestCore;
 use crate::limiter::StoreState;
@@ -243,20 +244,21 @@ pub(crate) fn check_let_out(core: &GuestCore, call: &'static str, got: usize) ->
     Ok(())
 }
 
-/// The filter's own refusal, or its fault if the status is none of a refusal.
-pub(crate) fn checked_refusal(
+/// The guest's own refusal, or its fault if the status is none of a refusal.
+pub(crate) fn checked_refusal<E: From<Refusal> + From<GuestError>>(
     core: &GuestCore,
     call: &'static str,
     status: u16,
     reason: &str,
-) -> FilterError {
+) -> E {
     if !(Refusal::STATUS_MIN..=Refusal::STATUS_MAX).contains(&status) {
         let expected = "a refusal's status from 400 to 599";
         return core.bad_answer(call, expected, &status.to_string()).into();
     }
-    FilterError::Refused(Refusal {
-        filter: core.name.to_string(),
+    Refusal {
+        guest: core.name.to_string(),
         status,
         reason: bounded(reason),
-    })
+    }
+    .into()
 }

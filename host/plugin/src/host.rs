@@ -7,14 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use galerne_core::capability::{Capabilities, Grants};
 use galerne_core::grammar::{GrammarError, TokenTexts};
 use galerne_core::guest::{
-    Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, SamplerFactory, ToolFactory, World,
+    Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, PipelineFactory, SamplerFactory,
+    ToolFactory, World,
 };
 use galerne_core::limits::{CellLimits, CompileLimits, EngineLimits, GrammarLimits, GuestLimits};
 use wasmtime::Engine;
 use wasmtime::component::InstancePre;
 
 use crate::capability::Offer;
-use crate::cell::{self, Cell, CellChat, CellFilter, CellGuest, CellModel, CellSampler, CellTool, Settings};
+use crate::cell::{
+    self, Cell, CellChat, CellFilter, CellGuest, CellModel, CellPipeline, CellSampler, CellTool, Settings,
+};
 use crate::chat::ChatGuest;
 use crate::compile::{CodeSource, Compiler};
 use crate::compile_process::CompileError;
@@ -25,6 +28,7 @@ use crate::inspect;
 use crate::instance::GuestCore;
 use crate::limiter::StoreState;
 use crate::model::ModelGuest;
+use crate::pipeline::PipelineGuest;
 use crate::runtime;
 use crate::sampler::SamplerGuest;
 use crate::tool::ToolGuest;
@@ -102,7 +106,7 @@ static NOTHING: Grants = Grants {
     secrets: BTreeSet::new(),
 };
 
-/// What filters and tools loaded from here may do outside themselves.
+/// What filters, tools and pipelines loaded from here may do outside themselves.
 #[derive(Clone)]
 enum Granted {
     /// Nothing.
@@ -275,6 +279,21 @@ impl PluginHost {
         }
     }
 
+    /// Loads a component of the world `galerne:pipeline/pipeline@0.1.0`. `name` is for messages.
+    ///
+    /// # Errors
+    /// Too large, no component, or it does not fit the world.
+    pub fn load_pipeline(
+        &self,
+        name: &str,
+        component: &[u8],
+    ) -> Result<Arc<dyn PipelineFactory>, GuestError> {
+        match self.load(name, World::Pipeline, component)? {
+            Loaded::Here(core, pre) => Ok(Arc::new(PipelineGuest::new(core, pre)?)),
+            Loaded::Cell(guest) => Ok(Arc::new(CellPipeline(guest))),
+        }
+    }
+
     /// The worlds and imports of a component. A component that fits them by name only is refused.
     pub(crate) fn facts(&self, name: &str, component: &[u8]) -> Result<GuestFacts, GuestError> {
         let core = self.core(name, "of any package of galerne's contract");
@@ -298,6 +317,7 @@ impl PluginHost {
                 World::Sampler => drop(look.load_sampler(name, component)?),
                 World::Filter => drop(look.load_filter(name, component)?),
                 World::Tool => drop(look.load_tool(name, component)?),
+                World::Pipeline => drop(look.load_pipeline(name, component)?),
             }
         }
         Ok(GuestFacts {
@@ -367,7 +387,7 @@ impl PluginHost {
             let artifact = self.compiled(&core, component, Compiler::artifact)?;
             return CellGuest::load(core, cell, world, artifact).map(Loaded::Cell);
         }
-        let pre = self.linked(&core, component, offer)?;
+        let pre = self.linked(&core, component, world, offer)?;
         Ok(Loaded::Here(core, pre))
     }
 
@@ -380,7 +400,7 @@ impl PluginHost {
         grants: &Grants,
     ) -> Result<(GuestCore, InstancePre<StoreState>), GuestError> {
         let core = self.core(name, inspect::full_name(world));
-        let pre = self.linked(&core, code, Offer::Granted(grants))?;
+        let pre = self.linked(&core, code, world, Offer::Granted(grants))?;
         Ok((core, pre))
     }
 
@@ -388,10 +408,11 @@ impl PluginHost {
         &self,
         core: &GuestCore,
         component: &[u8],
+        world: World,
         offer: Offer<'_>,
     ) -> Result<InstancePre<StoreState>, GuestError> {
         let compiled = self.compiled(core, component, Compiler::component)?;
-        let linked = self.shared.compiler.link(&compiled, offer);
+        let linked = self.shared.compiler.link(&compiled, world, offer);
         linked.map_err(|reason| core.link_reason(reason))
     }
 
@@ -399,12 +420,12 @@ impl PluginHost {
     fn offer<'a>(&'a self, core: &mut GuestCore, world: World) -> Offer<'a> {
         match (world, &self.granted) {
             (World::Model | World::Chat | World::Sampler, _) => Offer::Nothing,
-            (World::Filter | World::Tool, Granted::Nothing) => Offer::Granted(&NOTHING),
-            (World::Filter | World::Tool, Granted::Deployment(capabilities)) => {
+            (World::Filter | World::Tool | World::Pipeline, Granted::Nothing) => Offer::Granted(&NOTHING),
+            (World::Filter | World::Tool | World::Pipeline, Granted::Deployment(capabilities)) => {
                 core.capabilities = Some(Arc::clone(capabilities));
                 Offer::Granted(capabilities.grants())
             }
-            (World::Filter | World::Tool, Granted::Look) => Offer::All,
+            (World::Filter | World::Tool | World::Pipeline, Granted::Look) => Offer::All,
         }
     }
 }

@@ -11,6 +11,7 @@ const EXPORTS: &[(&str, World)] = &[
     ("galerne:sampling/sampling", World::Sampler),
     ("galerne:filter/filtering", World::Filter),
     ("galerne:tool/tools", World::Tool),
+    ("galerne:pipeline/pipelines", World::Pipeline),
 ];
 /// The version of the contract this host speaks, for every world.
 const VERSION: &str = "0.1.0";
@@ -25,6 +26,7 @@ pub(crate) fn full_name(world: World) -> &'static str {
         World::Sampler => "galerne:sampling/sampler@0.1.0",
         World::Filter => "galerne:filter/filter@0.1.0",
         World::Tool => "galerne:tool/tool@0.1.0",
+        World::Pipeline => "galerne:pipeline/pipeline@0.1.0",
     }
 }
 

@@ -91,9 +91,21 @@ impl GuestCore {
         limit: Duration,
         run: impl FnOnce(&mut Store<StoreState>) -> wasmtime::Result<T>,
     ) -> Result<T, GuestError> {
+        self.call_waiting(store, call, limit, self.limits().wait_max, run)
+    }
+
+    /// The same for a call that may wait for the host as long as `wait_max`.
+    pub(crate) fn call_waiting<T>(
+        &self,
+        store: &mut Store<StoreState>,
+        call: &'static str,
+        limit: Duration,
+        wait_max: Duration,
+        run: impl FnOnce(&mut Store<StoreState>) -> wasmtime::Result<T>,
+    ) -> Result<T, GuestError> {
         // A growth refused in an earlier call, which the guest survived, must not explain this one's failure.
         store.data_mut().take_denied();
-        store.data_mut().asking().begin(self.limits().wait_max);
+        store.data_mut().asking().begin(wait_max);
         store.set_epoch_deadline(ticks(limit));
         run(store).map_err(|error| {
             let denied = store.data_mut().take_denied();

@@ -1,6 +1,6 @@
 //! Runs guests: the only crate that knows wasmtime. Knows no engine, no server, no model files and no tokenizer.
 //!
-//! A guest is a component of one of five worlds (see `wit/`). [`PluginHost`] compiles and links it, and gives it as one of
+//! A guest is a component of one of six worlds (see `wit/`). [`PluginHost`] compiles and links it, and gives it as one of
 //! the traits of [`galerne_core::guest`]; each call then runs in a store with limits of its own:
 //!
 //! - **Time**: a deadline per call. One thread advances the epoch every 10 ms while guests exist, and compiled
@@ -14,8 +14,8 @@
 //! store is dropped; the next call of the guest starts in a new one. Calls are plain function calls:
 //! no fibers, and no async stacks to zero.
 //!
-//! Filters and tools may import capabilities that their deployment grants ([`PluginHost::with_capabilities`]); all other
-//! guests import nothing. A call that asks the host for something waits on its own thread. What it waited is put on its
+//! Filters, tools and pipelines may import capabilities that their deployment grants
+//! ([`PluginHost::with_capabilities`]), pipelines the model too; all other guests import nothing. A call that asks the host for something waits on its own thread. What it waited is put on its
 //! deadline again, and has a limit of its own.
 //!
 //! # Compiling
@@ -55,6 +55,7 @@ mod instance;
 mod limiter;
 mod loader;
 mod model;
+mod pipeline;
 mod runtime;
 mod sampler;
 mod sandbox;

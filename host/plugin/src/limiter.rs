@@ -1,8 +1,10 @@
 //! A store's state: what it may hold (memory, tables, instances), and its way to the host. Knows no guest and no call.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use galerne_core::limits::GuestLimits;
+use galerne_core::pipeline::{GenerationId, Outcome};
 use wasmtime::ResourceLimiter;
 
 use crate::capability::asking::Asking;
@@ -57,6 +59,8 @@ pub(crate) struct StoreState {
     pending_bytes: usize,
     denied: Option<Denied>,
     asking: Asking,
+    /// What a pipeline's generations came to, until they are dropped.
+    pub(crate) outcomes: BTreeMap<GenerationId, Outcome>,
 }
 
 impl StoreState {
@@ -69,6 +73,7 @@ impl StoreState {
             pending_bytes: 0,
             denied: None,
             asking: Asking::default(),
+            outcomes: BTreeMap::new(),
         }
     }
 

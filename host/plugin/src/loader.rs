@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use galerne_core::capability::Capabilities;
 use galerne_core::guest::{
-    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, SamplerFactory, ToolFactory,
+    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, PipelineFactory, SamplerFactory,
+    ToolFactory,
 };
 
 use crate::host::PluginHost;
@@ -25,6 +26,10 @@ impl GuestLoader for PluginHost {
 
     fn load_tool(&self, source: GuestSource<'_>) -> Result<Arc<dyn ToolFactory>, GuestError> {
         Self::load_tool(&self.for_tenant(source.tenant), source.name, source.component)
+    }
+
+    fn load_pipeline(&self, source: GuestSource<'_>) -> Result<Arc<dyn PipelineFactory>, GuestError> {
+        Self::load_pipeline(&self.for_tenant(source.tenant), source.name, source.component)
     }
 
     fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Arc<dyn GuestLoader> {

@@ -72,7 +72,7 @@ fn a_refused_request_says_why() {
         "(drop (call $refusal (i32.const 451))) (i32.store (i32.const 128) (i32.const 2)) (i32.const 128)";
     let mut session = on_request(body).session(&host());
     let expected = FilterError::Refused(Refusal {
-        filter: "evil".to_owned(),
+        guest: "evil".to_owned(),
         status: 451,
         reason: "no".to_owned(),
     });

@@ -9,7 +9,8 @@ use galerne_core::capability::{Capabilities, CapabilityError};
 use galerne_core::chat::ToolSpec;
 use galerne_core::deployment::{Deployment, DeploymentError, GuestUse};
 use galerne_core::guest::{
-    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, SamplerFactory, ToolFactory,
+    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, PipelineFactory, SamplerFactory,
+    ToolFactory,
 };
 use galerne_store::registry::{
     Canary, DeploymentRecord, PluginRecord, Published, Registry, RegistryError, Traffic,
@@ -48,6 +49,8 @@ pub struct Live {
     pub filters: Vec<Bound<dyn FilterFactory>>,
     /// Called by the host. No two functions have the same name.
     pub tools: Vec<BoundTool>,
+    /// Writes the answers.
+    pub pipeline: Option<Bound<dyn PipelineFactory>>,
 }
 
 impl Live {
@@ -479,11 +482,16 @@ impl Deployments {
             let tool = loading.tool(&format!("tools[{index}]"), guest, &tools)?;
             tools.push(tool);
         }
+        let pipeline = match &deployment.pipeline {
+            None => None,
+            Some(guest) => Some(loading.guest("pipeline", guest, |source| loader.load_pipeline(source))?),
+        };
         Ok(Live {
             published,
             sampler,
             filters,
             tools,
+            pipeline,
         })
     }
 }

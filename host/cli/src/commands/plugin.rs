@@ -107,7 +107,7 @@ fn new(args: &NewArgs) -> Result<()> {
             out,
             "  galerne model import SOURCE --name NAME --chat {name}.wasm"
         )?,
-        Template::Filter | Template::Sampler | Template::Tool => writeln!(
+        Template::Filter | Template::Sampler | Template::Tool | Template::Pipeline => writeln!(
             out,
             "  galerne plugin push {name}.wasm      # while `galerne serve` runs\n  galerne deploy\n  \
              galerne chat -m my-{name}"
@@ -176,10 +176,17 @@ fn check(file: &Path) -> Result<()> {
     let worlds: Vec<String> = facts.worlds.iter().map(ToString::to_string).collect();
     println!("{}: fits", file.display());
     println!("  worlds        {}", worlds.join(", "));
-    if facts.imports.is_empty() {
-        println!("  capabilities  none");
-    } else {
-        println!("  capabilities  {}", facts.imports.join(", "));
+    // What a world itself imports needs no grant.
+    let of_world = |import: &&String| !import.starts_with("galerne:pipeline/");
+    let capabilities: Vec<&str> = facts
+        .imports
+        .iter()
+        .filter(of_world)
+        .map(String::as_str)
+        .collect();
+    match &capabilities[..] {
+        [] => println!("  capabilities  none"),
+        some => println!("  capabilities  {}", some.join(", ")),
     }
     println!("  size          {} KiB", component.len().div_ceil(1_024));
     println!("  compiled in   {} ms", begin.elapsed().as_millis());

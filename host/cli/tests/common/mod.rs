@@ -1,6 +1,8 @@
 //! What the tests with the real demo model share: where it is, the imported package, a running host.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub(crate) mod author;
+
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};

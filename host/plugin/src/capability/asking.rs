@@ -57,6 +57,7 @@ impl Asking {
             ));
         };
         let is_line = matches!(ask, Ask::Log { .. });
+        let is_work = matches!(&ask, Ask::Pipeline(ask) if ask.is_work());
         if self.left.is_zero() && !is_line {
             return Err(CapabilityError::Timeout(
                 "this call has waited for capabilities as long as it may".to_owned(),
@@ -67,8 +68,10 @@ impl Asking {
         let took = started.elapsed();
         // A guest may write lines for ever, and must not have for ever.
         let took = if is_line { took.min(self.left) } else { took };
-        self.left = self.left.saturating_sub(took);
-        self.waited += took;
+        if !is_work {
+            self.left = self.left.saturating_sub(took);
+            self.waited += took;
+        }
         result
     }
 }

@@ -10,7 +10,7 @@ use crate::capability::asking::OverLimit;
 use crate::limiter::StoreState;
 
 /// An answer to another question than was asked: whoever answers is broken.
-fn mixed_up(reply: &Reply) -> CapabilityError {
+pub(super) fn mixed_up(reply: &Reply) -> CapabilityError {
     tracing::error!(?reply, "bug of the host: the answer to another question");
     CapabilityError::Failed("bug of the host: the answer to another question".to_owned())
 }
@@ -24,7 +24,7 @@ impl log::Host for StoreState {
             log::Level::Error => LogLevel::Error,
         };
         match self.asking().ask(Ask::Log { level, message }) {
-            Err(CapabilityError::Limit(limit)) => Err(OverLimit(limit).into()),
+            Err(CapabilityError::Limit(limit) | CapabilityError::Over(limit)) => Err(OverLimit(limit).into()),
             // What cannot be written is no reason to end a request.
             Ok(_) | Err(_) => Ok(()),
         }
@@ -57,7 +57,7 @@ fn http_error(error: CapabilityError) -> http::Error {
         CapabilityError::Invalid(text) => http::Error::Invalid(text),
         CapabilityError::Limit(text) => http::Error::Limit(text),
         CapabilityError::Timeout(text) => http::Error::Timeout(text),
-        CapabilityError::Failed(text) => http::Error::Failed(text),
+        CapabilityError::Failed(text) | CapabilityError::Over(text) => http::Error::Failed(text),
     }
 }
 
@@ -99,9 +99,10 @@ fn kv_error(error: CapabilityError) -> kv::Error {
     match error {
         CapabilityError::Invalid(text) => kv::Error::Invalid(text),
         CapabilityError::Limit(text) => kv::Error::Limit(text),
-        CapabilityError::Denied(text) | CapabilityError::Timeout(text) | CapabilityError::Failed(text) => {
-            kv::Error::Failed(text)
-        }
+        CapabilityError::Denied(text)
+        | CapabilityError::Timeout(text)
+        | CapabilityError::Failed(text)
+        | CapabilityError::Over(text) => kv::Error::Failed(text),
     }
 }
 

@@ -2,11 +2,13 @@
 
 pub(crate) mod asking;
 mod host_calls;
+pub(crate) mod inference;
 pub(crate) mod kv;
 pub(crate) mod log;
 pub(crate) mod service;
 
 use galerne_core::capability::Grants;
+use galerne_core::guest::World;
 use wasmtime::component::{HasSelf, Linker};
 
 use crate::bindings;
@@ -65,8 +67,16 @@ pub(crate) enum Offer<'a> {
     All,
 }
 
-/// A linker with what is offered.
-pub(crate) fn link(linker: &mut Linker<StoreState>, offer: Offer<'_>) -> wasmtime::Result<()> {
+/// What a pipeline imports, and nobody else may.
+const INFERENCE: &str = "galerne:pipeline/inference@0.1.0";
+
+/// A linker with what is offered to a guest of this world.
+pub(crate) fn link(linker: &mut Linker<StoreState>, world: World, offer: Offer<'_>) -> wasmtime::Result<()> {
+    if world == World::Pipeline {
+        bindings::pipeline::galerne::pipeline::inference::add_to_linker::<_, HasSelf<_>>(linker, |state| {
+            state
+        })?;
+    }
     for interface in INTERFACES {
         let offered = match offer {
             Offer::Nothing => false,
@@ -81,7 +91,12 @@ pub(crate) fn link(linker: &mut Linker<StoreState>, offer: Offer<'_>) -> wasmtim
 }
 
 /// What to do about imports that are capabilities but not offered, if any are. Short enough to come whole out of a cell.
-pub(crate) fn advice(imports: &[String], offer: Offer<'_>) -> Option<String> {
+pub(crate) fn advice(imports: &[String], world: World, offer: Offer<'_>) -> Option<String> {
+    if world != World::Pipeline && imports.iter().any(|import| import == INFERENCE) {
+        return Some(format!(
+            "it imports \"{INFERENCE}\", which only pipelines may: make the pipeline a component of its own"
+        ));
+    }
     let known = |import: &String| INTERFACES.iter().find(|known| known.name == import);
     let imported = imports.iter().filter_map(known);
     let (what_to_do, refused): (_, Vec<String>) = match offer {

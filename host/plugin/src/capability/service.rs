@@ -104,6 +104,9 @@ impl CapabilitySession for Session {
             Ask::KvDelete(key) => self.parts.kv.delete(&key).map(|()| Reply::Done),
             Ask::KvList { prefix, after } => self.parts.kv.list(&prefix, &after).map(Reply::Keys),
             Ask::Secret(name) => self.secret(&name),
+            Ask::Pipeline(_) => Err(CapabilityError::Denied(
+                "only pipelines may ask the model".to_owned(),
+            )),
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use galerne_core::filter::{Channel, FilterError, FilterRequest, Refusal, RequestInfo, Verdict};
+use galerne_core::filter::{
+    Channel, FilterError, FilterRequest, Refusal, RequestError, RequestInfo, Verdict,
+};
 use galerne_core::guest::{FilterFactory, FilterSession, GuestError};
 
 use super::guests::{CellGuest, CellSession};
 use super::protocol::{Call, Failure, Reply};
-use crate::convert::filter::{RequestError, check};
 use crate::filter::{check_let_out, checked_refusal};
 
 /// A filter in a cell.
@@ -86,7 +87,7 @@ impl FilterSession for Session {
             } = &session.session;
             let limit = guest.core.limits().request_deadline;
             match connection.call(Call::OnRequest(*id, request.clone()), limit) {
-                Ok(Reply::Verdict(Verdict::Rewrite(request))) => match check(&request) {
+                Ok(Reply::Verdict(Verdict::Rewrite(request))) => match request.check() {
                     Ok(()) => Ok(Verdict::Rewrite(request)),
                     Err(error) => {
                         let (expected, got) = (RequestError::EXPECTED, error.to_string());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use galerne_core::chat::ChatError;
 use galerne_core::filter::{FilterError, RequestInfo};
 use galerne_core::guest::{GuestError, GuestFacts, World};
+use galerne_core::pipeline::PipelineError;
 use galerne_core::tool::ToolError;
 
 use super::link::{Cell, Connection, code};
@@ -175,9 +176,10 @@ fn named_failure(core: &GuestCore, call: &'static str, failure: Failure) -> Gues
         Failure::Guest(error)
         | Failure::Filter(FilterError::Guest(error))
         | Failure::Chat(ChatError::Guest(error))
-        | Failure::Tool(ToolError::Guest(error)) => named(core, call, error),
+        | Failure::Tool(ToolError::Guest(error))
+        | Failure::Pipeline(PipelineError::Guest(error)) => named(core, call, error),
         Failure::Cell(reason) => core.process_gone(call, bounded(&reason)),
-        Failure::Filter(_) | Failure::Chat(_) | Failure::Tool(_) => {
+        Failure::Filter(_) | Failure::Chat(_) | Failure::Tool(_) | Failure::Pipeline(_) => {
             let expected = "an error of this call";
             core.bad_answer(call, expected, "an error of another call")
         }

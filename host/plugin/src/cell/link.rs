@@ -193,7 +193,7 @@ impl Connection {
             out: Outbox::default(),
             socket: ours,
             started: Instant::now(),
-            questions: Questions::new(wait_max),
+            questions: Questions::new(wait_max.max(cell.settings.limits.pipeline_wait_max)),
             patience_max: PATIENCE_MAX.saturating_add(wait_max),
             next: AtomicU64::new(0),
             calls: Mutex::default(),

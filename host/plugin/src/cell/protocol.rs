@@ -8,6 +8,7 @@ use galerne_core::filter::{Channel, FilterError, FilterRequest, RequestInfo, Ver
 use galerne_core::graph::Graph;
 use galerne_core::guest::{GuestError, PlanStep, World};
 use galerne_core::limits::GuestLimits;
+use galerne_core::pipeline::{PipelineError, PipelineFinish};
 use galerne_core::sampling::{Candidate, SamplingPlan};
 use galerne_core::tool::ToolError;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,13 @@ use serde_bytes::ByteBuf;
 /// Threads a cell has for calls that block, each of which may ask the host one thing at a time. More calls wait for one; a
 /// guest that loops or asks holds one until its deadline.
 pub(crate) const BLOCKING_THREADS: usize = 64;
+
+/// Threads a cell has for pipelines, one each for as long as it runs. They are not those of other calls: a pipeline waits
+/// for tools, which must find a thread.
+pub(crate) const PIPELINE_THREADS: usize = 64;
+
+/// Questions a cell may have open.
+pub(crate) const QUESTIONS_MAX: usize = BLOCKING_THREADS + PIPELINE_THREADS;
 
 /// Numbers a question of a cell; its answer has the same.
 pub(crate) type AskId = u64;
@@ -53,7 +61,7 @@ pub(crate) enum Call {
         guest: GuestId,
         world: World,
         name: String,
-        /// What it may import, if it is a filter or a tool.
+        /// What it may import, if its world may.
         grants: Grants,
         /// Compiled code.
         artifact: ByteBuf,
@@ -106,6 +114,14 @@ pub(crate) enum Call {
         name: String,
         arguments_json: String,
     },
+    Pipeline {
+        guest: GuestId,
+        /// For what it asks the host.
+        session: SessionId,
+        params_json: String,
+        info: RequestInfo,
+        request: FilterRequest,
+    },
 }
 
 /// The plugin host in a cell.
@@ -151,6 +167,7 @@ pub(crate) enum Reply {
     Verdict(Verdict),
     Text(String),
     Tools(Vec<ToolSpec>),
+    Finish(PipelineFinish),
 }
 
 /// Why a call gives nothing.
@@ -160,6 +177,7 @@ pub(crate) enum Failure {
     Filter(FilterError),
     Chat(ChatError),
     Tool(ToolError),
+    Pipeline(PipelineError),
     /// The cell itself, which ends.
     Cell(String),
 }
@@ -185,5 +203,11 @@ impl From<ChatError> for Failure {
 impl From<ToolError> for Failure {
     fn from(error: ToolError) -> Self {
         Self::Tool(error)
+    }
+}
+
+impl From<PipelineError> for Failure {
+    fn from(error: PipelineError) -> Self {
+        Self::Pipeline(error)
     }
 }

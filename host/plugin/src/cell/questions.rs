@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use galerne_core::capability::{CapabilityError, CapabilitySession, Reply};
 
-use super::protocol::{BLOCKING_THREADS, Question, SessionId};
+use super::protocol::{QUESTIONS_MAX, Question, SessionId};
 
 /// Who answers one guest's questions in one request. A tool's goes from call to call: it counts what the request uses.
 pub(super) type Answerer = Arc<Mutex<Box<dyn CapabilitySession>>>;
@@ -58,8 +58,8 @@ impl Questions {
     /// There are more than a cell has threads to ask on.
     pub(super) fn opened(&self) -> Result<(), String> {
         let mut state = self.state();
-        if state.open >= BLOCKING_THREADS {
-            return Err(format!("it asks more than {BLOCKING_THREADS} questions at once"));
+        if state.open >= QUESTIONS_MAX {
+            return Err(format!("it asks more than {QUESTIONS_MAX} questions at once"));
         }
         state.open += 1;
         Ok(())
@@ -257,7 +257,7 @@ mod tests {
     fn as_many_questions_are_open_as_a_cell_has_threads() {
         let questions = Questions::new(Duration::from_secs(3));
         assert_eq!(questions.owed_before(), None);
-        for _ in 0..BLOCKING_THREADS {
+        for _ in 0..QUESTIONS_MAX {
             questions.opened().expect("a thread may ask");
         }
         questions.opened().expect_err("one thread asks twice");

@@ -15,11 +15,13 @@ use galerne_core::guest::{
 
 use super::frames::{Came, Frames, Outbox, WhenFull, messages};
 use super::protocol::{
-    BLOCKING_THREADS, Call, CallId, Failure, GuestId, Order, Reply, Said, SessionId, Settings,
+    BLOCKING_THREADS, Call, CallId, Failure, GuestId, Order, PIPELINE_THREADS, Reply, Said, SessionId,
+    Settings,
 };
 use super::remote::Remote;
 use crate::filter::FilterGuest;
 use crate::host::{PluginHost, PluginOptions};
+use crate::pipeline::PipelineGuest;
 use crate::sandbox::{self, Bounds, SandboxError};
 use crate::tool::ToolGuest;
 use crate::workers::{GUEST_STACK_BYTES, Workers};
@@ -109,6 +111,7 @@ enum Guest {
     Sampler(Arc<dyn SamplerFactory>),
     Filter(Arc<FilterGuest>),
     Tool(ToolGuest),
+    Pipeline(PipelineGuest),
 }
 
 /// Something of a guest that lives for one request.
@@ -124,6 +127,7 @@ struct Cell {
     out: Arc<Outbox>,
     remote: Arc<Remote>,
     blocking: Workers,
+    pipelines: Workers,
     // std Mutexes: held for look-ups, never while a guest runs.
     guests: Mutex<HashMap<GuestId, Guest>>,
     sessions: Mutex<HashMap<SessionId, Session>>,
@@ -143,13 +147,15 @@ impl Cell {
             ..PluginOptions::default()
         })
         .map_err(|error| error.to_string())?;
-        let blocking = Workers::start(BLOCKING_THREADS, BLOCKING_CALLS_MAX, GUEST_STACK_BYTES)
-            .map_err(|error| error.to_string())?;
+        let start = |threads| {
+            Workers::start(threads, BLOCKING_CALLS_MAX, GUEST_STACK_BYTES).map_err(|error| error.to_string())
+        };
         Ok(Self {
             host,
             remote: Arc::new(Remote::new(Arc::clone(&out))),
             out,
-            blocking,
+            blocking: start(BLOCKING_THREADS)?,
+            pipelines: start(PIPELINE_THREADS)?,
             guests: Mutex::default(),
             sessions: Mutex::default(),
         })
@@ -175,9 +181,13 @@ impl Cell {
                 });
             }
             Order::Call(id, call) => {
+                let workers = match call {
+                    Call::Pipeline { .. } => &self.pipelines,
+                    _ => &self.blocking,
+                };
                 let cell = Arc::clone(self);
                 let job = Box::new(move || answer(&cell.out, id, cell.run(call)));
-                if self.blocking.push(job).is_err() {
+                if workers.push(job).is_err() {
                     answer(
                         &self.out,
                         id,
@@ -277,6 +287,24 @@ impl Cell {
                 let mut calls = self.tool(guest)?.open(&params_json, &info, remote);
                 Ok(Reply::Text(calls.call(&name, &arguments_json)?))
             }
+            Call::Pipeline {
+                guest,
+                session,
+                params_json,
+                info,
+                request,
+            } => {
+                let Some(Guest::Pipeline(guest)) = self.guest(guest) else {
+                    return Err(unknown("pipeline"));
+                };
+                let remote = self.remote.session(session);
+                Ok(Reply::Finish(guest.answer(
+                    &params_json,
+                    &info,
+                    request,
+                    remote,
+                )?))
+            }
             Call::Start(_) | Call::Plan(..) | Call::Choose(..) => Err(unknown("order")),
         }
     }
@@ -293,6 +321,10 @@ impl Cell {
             World::Tool => {
                 let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
                 Guest::Tool(ToolGuest::new(core, pre)?)
+            }
+            World::Pipeline => {
+                let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
+                Guest::Pipeline(PipelineGuest::new(core, pre)?)
             }
         })
     }

@@ -1,29 +1,9 @@
-//! Requests, verdicts and channels between the bindings of `galerne:filter` and core. Checks what a guest may say.
+//! Requests, verdicts and channels between the bindings of `galerne:filter` and core.
 
 use galerne_core::chat::{Message, ToolCall, ToolSpec};
-use galerne_core::filter::{Channel, FilterRequest};
+use galerne_core::filter::{Channel, FilterRequest, RequestError};
 
 use crate::bindings::filter::exports::galerne::filter::filtering as wit;
-
-/// The roles a message may have.
-const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
-
-/// A rewritten request that cannot go on.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum RequestError {
-    /// It has no messages.
-    #[error("a request without messages")]
-    Empty,
-    /// A message has a role nobody knows.
-    #[error("a message with the role \"{0}\"")]
-    Role(String),
-}
-
-impl RequestError {
-    /// What a request must be instead.
-    pub(crate) const EXPECTED: &str =
-        "at least one message, each with the role system, user, assistant or tool";
-}
 
 /// To the guest.
 pub(crate) fn to_guest(request: &FilterRequest) -> wit::Request {
@@ -66,20 +46,8 @@ pub(crate) fn from_guest(request: wit::Request) -> Result<FilterRequest, Request
         messages: request.messages.into_iter().map(message_from_guest).collect(),
         tools: request.tools.into_iter().map(tool).collect(),
     };
-    check(&request)?;
+    request.check()?;
     Ok(request)
-}
-
-/// Whether a request can be rendered as well as one from a client.
-pub(crate) fn check(request: &FilterRequest) -> Result<(), RequestError> {
-    if request.messages.is_empty() {
-        return Err(RequestError::Empty);
-    }
-    let unknown = |message: &&Message| !ROLES.contains(&message.role.as_str());
-    match request.messages.iter().find(unknown) {
-        Some(message) => Err(RequestError::Role(message.role.clone())),
-        None => Ok(()),
-    }
 }
 
 fn message_from_guest(message: wit::Message) -> Message {

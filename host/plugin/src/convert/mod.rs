@@ -3,4 +3,5 @@
 pub(crate) mod chat;
 pub(crate) mod filter;
 pub(crate) mod model;
+pub(crate) mod pipeline;
 pub(crate) mod sampling;

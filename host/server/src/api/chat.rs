@@ -4,7 +4,10 @@ mod agent;
 mod answer;
 mod filters;
 mod guests;
+mod pipeline;
 mod request;
+mod tools;
+mod turns;
 
 use std::sync::Arc;
 
@@ -17,11 +20,12 @@ use galerne_core::filter::RequestInfo;
 
 use self::answer::{ChatAnswer, Head};
 use self::guests::Guests;
+use self::pipeline::PipelineRun;
+use self::request::ChatRequest;
+use self::turns::Turns;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::generation::Generation;
-use super::sse;
-use super::state::ApiState;
+use super::state::{ApiState, Target};
 use super::{blocking, parse_body};
 
 /// Tells which version of a deployment answered.
@@ -45,26 +49,10 @@ pub(super) async fn chat(
         id: head.id.clone(),
         model: head.model.clone(),
     };
-    let (params, logprobs) = (request.params.clone(), request.logprobs);
-    let (guests, turn) = {
-        let target = target.clone();
-        blocking(move || Guests::start(target, request, &info)).await?
-    };
-    let prompt_token_ids = params.return_token_ids.then(|| turn.prompt.clone());
-    let generation = Generation::start(
-        &state,
-        &target.model,
-        &params,
-        turn.prompt,
-        turn.decoding,
-        logprobs,
-    )?;
-    let stream = params.stream;
-    let answer = ChatAnswer::new(head, guests, generation, params, logprobs, prompt_token_ids);
-    let mut response = if stream {
-        sse::respond(answer)
+    let mut response = if target.live.as_ref().is_some_and(|live| live.pipeline.is_some()) {
+        piped(&state, &target, request, head, info).await?
     } else {
-        answer.whole().await?
+        turned(&state, &target, request, head, info).await?
     };
     if let Some(live) = &target.live
         && let Ok(label) = HeaderValue::from_str(&live.label())
@@ -72,4 +60,40 @@ pub(super) async fn chat(
         response.headers_mut().insert(DEPLOYMENT, label);
     }
     Ok(response)
+}
+
+/// The model answers, and calls the deployment's tools, if it has any.
+async fn turned(
+    state: &Arc<ApiState>,
+    target: &Target,
+    request: ChatRequest,
+    head: Head,
+    info: RequestInfo,
+) -> Result<Response, ApiError> {
+    let (params, logprobs) = (request.params.clone(), request.logprobs);
+    let (guests, turn) = {
+        let target = target.clone();
+        blocking(move || Guests::start(target, request, &info)).await?
+    };
+    let prompt_token_ids = params.return_token_ids.then(|| turn.prompt.clone());
+    let turns = Turns::start(state, &target.model, guests, turn, params.clone(), logprobs)?;
+    let answer = ChatAnswer::new(head, turns, params, logprobs, prompt_token_ids);
+    answer.respond().await
+}
+
+/// The deployment's pipeline answers.
+async fn piped(
+    state: &Arc<ApiState>,
+    target: &Target,
+    request: ChatRequest,
+    head: Head,
+    info: RequestInfo,
+) -> Result<Response, ApiError> {
+    let params = request.params.clone();
+    let run = {
+        let (state, target) = (Arc::clone(state), target.clone());
+        blocking(move || PipelineRun::start(&state, target, request, info)).await?
+    };
+    let answer = ChatAnswer::new(head, run.begun().await?, params, None, None);
+    answer.respond().await
 }

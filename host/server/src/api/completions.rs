@@ -36,11 +36,11 @@ pub(super) async fn completions(
     target.fill_in_defaults(&mut body);
     let fields = Fields::of(&body, "")?;
     if let Some(live) = &target.live
-        && !(live.filters.is_empty() && live.tools.is_empty())
+        && !(live.filters.is_empty() && live.tools.is_empty() && live.pipeline.is_none())
     {
         return Err(ApiError::field(
             "model",
-            "a deployment without filters and tools, which work on messages: use /v1/chat/completions",
+            "a deployment without filters, tools and pipeline, which work on messages: use /v1/chat/completions",
             format!("\"{name}\""),
         ));
     }

@@ -4,9 +4,10 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use galerne_core::chat::ChatError;
-use galerne_core::filter::FilterError;
+use galerne_core::filter::{FilterError, Refusal};
 use galerne_core::grammar::GrammarError;
 use galerne_core::guest::GuestError;
+use galerne_core::pipeline::PipelineError;
 use galerne_engine::request::{SequenceError, SubmitError};
 use galerne_store::tokenizer::TokenizerError;
 use serde_json::{Value, json};
@@ -215,14 +216,32 @@ impl From<ChatError> for ApiError {
 impl From<FilterError> for ApiError {
     fn from(error: FilterError) -> Self {
         match error {
-            FilterError::Refused(refusal) => {
-                let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::FORBIDDEN);
-                let mut error = Self::new(status, "invalid_request_error", refusal.reason);
-                error.code = Some("content_filter");
-                error
-            }
+            FilterError::Refused(refusal) => Self {
+                code: Some("content_filter"),
+                ..refusal.into()
+            },
             FilterError::Guest(error) => error.into(),
         }
+    }
+}
+
+impl From<PipelineError> for ApiError {
+    fn from(error: PipelineError) -> Self {
+        match error {
+            PipelineError::Refused(refusal) => refusal.into(),
+            PipelineError::Guest(error) => error.into(),
+        }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::FORBIDDEN);
+        let kind = match status.is_client_error() {
+            true => "invalid_request_error",
+            false => "guest_error",
+        };
+        Self::new(status, kind, refusal.reason)
     }
 }
 

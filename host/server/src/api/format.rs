@@ -4,6 +4,7 @@
 use galerne_core::chat::{ChatError, Delta};
 use galerne_core::grammar::{GrammarError, GrammarSession, GrammarSource};
 use galerne_core::guest::ChatParser;
+use galerne_core::pipeline::GrammarText;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -38,6 +39,14 @@ impl Format {
                 "both",
             )),
         }
+    }
+
+    /// The format a pipeline asks for.
+    pub(super) fn of_pipeline(grammar: GrammarText) -> Result<Self, GrammarError> {
+        Ok(Self {
+            source: grammar.source()?,
+            param: "grammar".to_owned(),
+        })
     }
 
     /// The field it came from.

@@ -9,6 +9,7 @@ use galerne_engine::handle::EngineHandle;
 use galerne_engine::request::{Event, FinishReason, Request};
 use galerne_store::tokenizer::TokenStream;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::error::ApiError;
@@ -96,6 +97,19 @@ impl Generation {
         decoding: Decoding,
         logprobs: Option<u32>,
     ) -> Result<Self, ApiError> {
+        Self::start_waking(state, model, params, prompt, decoding, logprobs, || ())
+    }
+
+    /// The same; `wake` is called on the engine's thread when something came.
+    pub(super) fn start_waking(
+        state: &Arc<ApiState>,
+        model: &Arc<ServedModel>,
+        params: &Params,
+        prompt: Vec<TokenId>,
+        decoding: Decoding,
+        logprobs: Option<u32>,
+        wake: impl Fn() + Send + 'static,
+    ) -> Result<Self, ApiError> {
         if !state.is_ready() {
             return Err(ApiError::not_ready());
         }
@@ -132,6 +146,7 @@ impl Generation {
         let sink = move |event| {
             // Nobody listens once the client is gone; the cancellation is on its way.
             let _ = sender.send(event);
+            wake();
         };
         let id = model.engine.submit(request, Box::new(sink))?;
         Ok(Self {
@@ -158,15 +173,33 @@ impl Generation {
         if self.over {
             return Ok(None);
         }
-        let mut piece = Piece::default();
         let Some(first) = self.events.recv().await else {
-            self.end("error");
-            return Err(ApiError::internal(
-                "the engine dropped the sequence without a last event",
-            ));
+            return Err(self.lost());
         };
+        self.piece(first).map(Some)
+    }
+
+    /// The next piece, if something came. After the piece that carried the finish reason nothing comes.
+    pub(super) fn try_next(&mut self) -> Result<Option<Piece>, ApiError> {
+        if self.over {
+            return Ok(None);
+        }
+        match self.events.try_recv() {
+            Ok(first) => self.piece(first).map(Some),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(self.lost()),
+        }
+    }
+
+    fn lost(&mut self) -> ApiError {
+        self.end("error");
+        ApiError::internal("the engine dropped the sequence without a last event")
+    }
+
+    /// What has come meanwhile goes out together.
+    fn piece(&mut self, first: Event) -> Result<Piece, ApiError> {
+        let mut piece = Piece::default();
         let mut next = Some(first);
-        // What has come meanwhile goes out together.
         while let Some(event) = next {
             self.take(event, &mut piece)?;
             next = if self.over {
@@ -175,7 +208,7 @@ impl Generation {
                 self.events.try_recv().ok()
             };
         }
-        Ok(Some(piece))
+        Ok(piece)
     }
 
     fn take(&mut self, event: Event, piece: &mut Piece) -> Result<(), ApiError> {

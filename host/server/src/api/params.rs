@@ -5,6 +5,7 @@ use std::sync::Arc;
 use galerne_core::grammar::GrammarSession;
 use galerne_core::guest::SamplerFactory;
 use galerne_core::ids::TokenId;
+use galerne_core::pipeline::GenerateOptions;
 use galerne_core::sampling::SamplingPlan;
 use galerne_engine::request::Sampling;
 use serde_json::Value;
@@ -104,6 +105,36 @@ impl Params {
             }
             params.tokens_max = Some(left);
         }
+        Ok(params)
+    }
+
+    /// The same for one of a pipeline's outputs, the `number`th of its request.
+    pub(super) fn of_output(
+        &self,
+        options: GenerateOptions,
+        number: u32,
+        target: &Target,
+    ) -> Result<Self, ApiError> {
+        let mut params = self.clone();
+        if options.tokens_max.is_some() {
+            params.tokens_max = limited(options.tokens_max, target)?;
+        }
+        if let Some(stops) = options.stop {
+            params.stops = stops;
+        }
+        if let Some(plan) = options.plan {
+            plan.check(target.model.engine.vocabulary(), 0)
+                .map_err(|error| ApiError::invalid(error.to_string()))?;
+            params.plan = plan;
+            params.sampler = None;
+        }
+        if let Some(grammar) = options.grammar {
+            params.format = Some(Format::of_pipeline(grammar)?);
+        }
+        // Equal prompts with equal seeds would give equal outputs.
+        params.seed = options
+            .seed
+            .unwrap_or_else(|| self.seed.wrapping_add(u64::from(number)));
         Ok(params)
     }
 

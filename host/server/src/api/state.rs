@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use galerne_core::grammar::GrammarFactory;
 use galerne_core::guest::{ChatFormat, SamplerFactory};
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
-use galerne_core::limits::GuestLimits;
+use galerne_core::limits::{GuestLimits, PipelineLimits};
 use galerne_engine::handle::EngineHandle;
 use galerne_store::tokenizer::Tokenizer;
 use serde_json::Value;
@@ -52,6 +52,8 @@ pub struct ApiLimits {
     pub biases_max: usize,
     /// Bytes of a component that is pushed.
     pub component_bytes_max: usize,
+    /// What a pipeline may do with the model in one request.
+    pub pipeline: PipelineLimits,
 }
 
 impl Default for ApiLimits {
@@ -62,6 +64,7 @@ impl Default for ApiLimits {
             messages_max: 4_096,
             biases_max: 1_024,
             component_bytes_max: GuestLimits::default().component_bytes_max,
+            pipeline: PipelineLimits::default(),
         }
     }
 }

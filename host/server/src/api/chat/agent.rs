@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use galerne_core::chat::{Delta, Message, ToolCall, ToolSpec};
+use galerne_core::chat::{Delta, Message, ToolCall};
 use galerne_core::filter::RequestInfo;
-use galerne_core::guest::ToolSession;
-use galerne_core::tool::ToolError;
 use serde_json::{Value, json};
 
 use super::super::error::ApiError;
+use super::tools::ToolCalls;
 use crate::deployments::Live;
 
 /// One call of a tool by the host, as the client is told.
@@ -40,10 +39,7 @@ struct Wanted {
 
 /// The conversation between model and tools within one request.
 pub(super) struct Agent {
-    live: Arc<Live>,
-    info: RequestInfo,
-    /// As many as the deployment has tools; started with the first call.
-    sessions: Vec<Option<Box<dyn ToolSession>>>,
+    tools: ToolCalls,
     messages: Vec<Message>,
     /// What the model says in the turn that runs.
     said: String,
@@ -56,22 +52,12 @@ impl Agent {
     /// The loop for a deployment with tools; `messages` are what the model sees first.
     pub(super) fn new(live: &Arc<Live>, info: RequestInfo, messages: Vec<Message>) -> Option<Self> {
         (!live.tools.is_empty()).then(|| Self {
-            sessions: live.tools.iter().map(|_| None).collect(),
-            live: Arc::clone(live),
-            info,
+            tools: ToolCalls::new(live, info),
             messages,
             said: String::new(),
             wanted: Vec::new(),
             turns: 1,
         })
-    }
-
-    /// All functions the model may call.
-    pub(super) fn functions(live: &Live) -> Vec<ToolSpec> {
-        live.tools
-            .iter()
-            .flat_map(|tool| tool.functions.clone())
-            .collect()
     }
 
     /// Notes what the model said, before any filter.
@@ -81,7 +67,7 @@ impl Agent {
             Delta::Reasoning(_) => {}
             Delta::ToolCall { name, arguments_json } => self.wanted.push(Wanted {
                 call: ToolCall {
-                    id: format!("{}-{}-{}", self.info.id, self.turns, self.wanted.len()),
+                    id: format!("{}-{}-{}", self.tools.request_id(), self.turns, self.wanted.len()),
                     name: name.clone(),
                     arguments_json: arguments_json.clone(),
                 },
@@ -107,12 +93,12 @@ impl Agent {
     /// # Errors
     /// The model may not answer once more in this request.
     pub(super) fn call(&mut self) -> Result<Vec<HostCall>, ApiError> {
-        let limit = self.live.published.deployment.limits.agent_steps_max;
+        let limit = self.tools.live().published.deployment.limits.agent_steps_max;
         if self.turns >= limit {
             return Err(ApiError::invalid(format!(
                 "the model still asks for tools after {limit} answers; limits.agent_steps_max of deployment \
                  \"{}\" can be raised by whoever deploys it",
-                self.live.published.deployment.name
+                self.tools.live().published.deployment.name
             )));
         }
         self.turns += 1;
@@ -125,9 +111,7 @@ impl Agent {
         });
         let mut calls = Vec::new();
         for wanted in wanted {
-            let outcome = self
-                .run(&wanted.call.name, &wanted.arguments_json)
-                .map_err(|error| error.to_string());
+            let outcome = self.tools.call(&wanted.call.name, &wanted.arguments_json);
             let content = match &outcome {
                 Ok(result) => result.clone(),
                 Err(error) => format!("error: {error}"),
@@ -150,26 +134,5 @@ impl Agent {
     /// What the model sees next.
     pub(super) fn messages(&self) -> &[Message] {
         &self.messages
-    }
-
-    fn run(&mut self, name: &str, arguments_json: &str) -> Result<String, ToolError> {
-        let offers = |functions: &[ToolSpec]| functions.iter().any(|function| function.name == name);
-        let place = self.live.tools.iter().position(|tool| offers(&tool.functions));
-        let Some(place) = place else {
-            let known = Self::functions(&self.live);
-            let known: Vec<&str> = known.iter().map(|function| function.name.as_str()).collect();
-            return Err(ToolError::Arguments(format!(
-                "there is no function \"{name}\"; there are: {}",
-                known.join(", ")
-            )));
-        };
-        let session = match &mut self.sessions[place] {
-            Some(session) => session,
-            empty => {
-                let tool = &self.live.tools[place].tool;
-                empty.insert(tool.guest.session(&tool.params_json, &self.info)?)
-            }
-        };
-        session.call(name, arguments_json)
     }
 }

@@ -1,4 +1,4 @@
-//! A chat answer on its way out: whole or in chunks, over one or more answers of the model.
+//! A chat answer on its way out, whole or in chunks, whoever writes it.
 
 use axum::Json;
 use axum::response::{IntoResponse as _, Response};
@@ -6,12 +6,34 @@ use galerne_core::chat::Delta;
 use galerne_core::ids::TokenId;
 use serde_json::{Map, Value, json};
 
-use super::super::blocking;
 use super::super::error::ApiError;
-use super::super::generation::{Generation, Piece, Usage, token_text};
+use super::super::generation::{Piece, Usage, token_text};
 use super::super::params::Params;
-use super::super::sse::{Answer, Frame};
-use super::guests::{Guests, Part, Passed};
+use super::super::sse::{self, Answer, Frame};
+use super::super::state::ServedModel;
+use super::agent::HostCall;
+
+/// A part of the answer to the client.
+#[derive(Debug)]
+pub(super) enum Part {
+    Delta(Delta),
+    HostCall(HostCall),
+    /// Of a pipeline, beside the answer.
+    Event {
+        name: String,
+        data: Value,
+    },
+}
+
+/// Who writes the answer.
+pub(super) trait Writer: Send + 'static {
+    /// The next tokens, if the client may see any, and the parts that came; `None` after those with the finish reason.
+    fn next(&mut self) -> impl Future<Output = Result<Option<(Piece, Vec<Part>)>, ApiError>> + Send;
+    /// What it took so far.
+    fn usage(&self) -> Usage;
+    /// Whose tokens they are.
+    fn model(&self) -> &ServedModel;
+}
 
 /// What every chunk of an answer repeats.
 pub(super) struct Head {
@@ -29,12 +51,8 @@ enum Stage {
 }
 
 /// The answer to one request.
-pub(super) struct ChatAnswer {
-    generation: Generation,
-    /// What earlier answers of the model in this request used.
-    spent: Usage,
-    /// Away while a guest call runs; gone after a failed one.
-    guests: Option<Guests>,
+pub(super) struct ChatAnswer<W> {
+    writer: W,
     head: Head,
     params: Params,
     logprobs: Option<u32>,
@@ -43,19 +61,16 @@ pub(super) struct ChatAnswer {
     stage: Stage,
 }
 
-impl ChatAnswer {
+impl<W: Writer> ChatAnswer<W> {
     pub(super) fn new(
         head: Head,
-        guests: Guests,
-        generation: Generation,
+        writer: W,
         params: Params,
         logprobs: Option<u32>,
         prompt_token_ids: Option<Vec<TokenId>>,
     ) -> Self {
         Self {
-            generation,
-            spent: Usage::default(),
-            guests: Some(guests),
+            writer,
             head,
             params,
             logprobs,
@@ -65,40 +80,13 @@ impl ChatAnswer {
         }
     }
 
-    /// The next piece and the parts it completes. A piece that ends one answer of the model, while the request goes on
-    /// with another, has no finish reason.
-    async fn next(&mut self) -> Result<Option<(Piece, Vec<Part>)>, ApiError> {
-        let Some(mut piece) = self.generation.next().await? else {
-            return Ok(None);
-        };
-        if piece.text.is_empty() && piece.finish.is_none() {
-            return Ok(Some((piece, Vec::new())));
+    /// As a stream or whole, as the request asks.
+    pub(super) async fn respond(self) -> Result<Response, ApiError> {
+        if self.params.stream {
+            Ok(sse::respond(self))
+        } else {
+            self.whole().await
         }
-        let Some(mut guests) = self.guests.take() else {
-            return Err(ApiError::internal("the answer's guests are gone"));
-        };
-        let (text, finish) = (piece.text.clone(), piece.finish);
-        let (guests, passed) = blocking(move || {
-            let passed = guests.pass(&text, finish)?;
-            Ok::<_, ApiError>((guests, passed))
-        })
-        .await?;
-        self.guests = Some(guests);
-        let Passed { parts, next } = passed;
-        if let Some(turn) = next {
-            self.spent = self.spent + self.generation.spent();
-            let params = self.params.after(self.spent.completion_tokens)?;
-            let model = self.generation.model().clone();
-            let state = self.generation.state().clone();
-            self.generation =
-                Generation::start(&state, &model, &params, turn.prompt, turn.decoding, self.logprobs)?;
-            piece.finish = None;
-        }
-        Ok(Some((piece, parts)))
-    }
-
-    fn usage(&self) -> Value {
-        (self.spent + self.generation.spent()).to_json()
     }
 
     fn finish_reason(&self, piece: &Piece) -> Option<&'static str> {
@@ -115,7 +103,7 @@ impl ChatAnswer {
         if self.logprobs.is_none() {
             return Value::Null;
         }
-        let model = self.generation.model();
+        let model = self.writer.model();
         let entry = |token: TokenId, logprob: f32| {
             let (text, bytes) = token_text(model, token);
             json!({"token": text, "logprob": logprob, "bytes": bytes})
@@ -144,11 +132,11 @@ impl ChatAnswer {
             "function": {"name": name, "arguments": arguments_json}})
     }
 
-    pub(super) async fn whole(mut self) -> Result<Response, ApiError> {
-        let (mut content, mut reasoning, mut calls, mut host_calls) =
-            (String::new(), String::new(), Vec::new(), Vec::new());
+    async fn whole(mut self) -> Result<Response, ApiError> {
+        let (mut content, mut reasoning) = (String::new(), String::new());
+        let (mut calls, mut host_calls, mut events) = (Vec::new(), Vec::new(), Vec::new());
         let (mut tokens, mut logprobs, mut finish) = (Vec::new(), Vec::new(), None);
-        while let Some((piece, parts)) = self.next().await? {
+        while let Some((piece, parts)) = self.writer.next().await? {
             for part in parts {
                 match part {
                     Part::Delta(Delta::Content(text)) => content.push_str(&text),
@@ -157,6 +145,7 @@ impl ChatAnswer {
                         calls.push(self.call(&name, &arguments_json));
                     }
                     Part::HostCall(call) => host_calls.push(call.to_json()),
+                    Part::Event { name, data } => events.push(json!({"name": name, "data": data})),
                 }
             }
             finish = self.finish_reason(&piece);
@@ -184,6 +173,9 @@ impl ChatAnswer {
         if !host_calls.is_empty() {
             message.insert("host_tool_calls".to_owned(), json!(host_calls));
         }
+        if !events.is_empty() {
+            message.insert("pipeline_events".to_owned(), json!(events));
+        }
         let logprobs = if self.logprobs.is_some() {
             json!({"content": logprobs})
         } else {
@@ -192,7 +184,7 @@ impl ChatAnswer {
         let mut choice =
             json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish});
         let mut body = json!({"id": self.head.id, "object": "chat.completion", "created": self.head.created,
-            "model": self.head.model, "usage": self.usage()});
+            "model": self.head.model, "usage": self.writer.usage().to_json()});
         if self.params.return_token_ids {
             choice["token_ids"] = json!(tokens);
             body["prompt_token_ids"] = json!(self.prompt_token_ids);
@@ -217,6 +209,9 @@ impl ChatAnswer {
                     json!({"tool_calls": [self.call(&name, &arguments_json)]})
                 }
                 Part::HostCall(call) => json!({"host_tool_calls": [call.to_json()]}),
+                Part::Event { name, data } => {
+                    json!({"pipeline_events": [{"name": name, "data": data}]})
+                }
             })
             .collect();
         let finish = self.finish_reason(piece);
@@ -243,7 +238,7 @@ impl ChatAnswer {
     }
 }
 
-impl Answer for ChatAnswer {
+impl<W: Writer> Answer for ChatAnswer<W> {
     fn id(&self) -> &str {
         &self.head.id
     }
@@ -261,7 +256,7 @@ impl Answer for ChatAnswer {
                 Ok(Some(vec![Frame::Json(chunk)]))
             }
             Stage::Running => {
-                let Some((piece, parts)) = self.next().await? else {
+                let Some((piece, parts)) = self.writer.next().await? else {
                     self.stage = Stage::Usage;
                     return Ok(Some(Vec::new()));
                 };
@@ -277,7 +272,7 @@ impl Answer for ChatAnswer {
                 let mut frames = Vec::new();
                 if self.params.include_usage {
                     let mut chunk = self.chunk(&json!([]));
-                    chunk["usage"] = self.usage();
+                    chunk["usage"] = self.writer.usage().to_json();
                     frames.push(Frame::Json(chunk));
                 }
                 frames.push(Frame::Done);

@@ -9,21 +9,16 @@ use super::super::error::ApiError;
 use super::super::format::Verbatim;
 use super::super::params::{Decoding, Params};
 use super::super::state::Target;
-use super::agent::{Agent, HostCall};
+use super::agent::Agent;
+use super::answer::Part;
 use super::filters::FilterChain;
 use super::request::ChatRequest;
+use super::tools::functions;
 
 /// What the engine needs for one answer of the model.
 pub(super) struct Turn {
     pub(super) prompt: Vec<TokenId>,
     pub(super) decoding: Decoding,
-}
-
-/// A part of the answer to the client.
-#[derive(Debug)]
-pub(super) enum Part {
-    Delta(Delta),
-    HostCall(HostCall),
 }
 
 /// What became of a piece of the model's text.
@@ -61,7 +56,7 @@ impl Guests {
         } = request;
         let mut filters = FilterChain::default();
         if let Some(live) = &target.live {
-            tools.extend(Agent::functions(live));
+            tools.extend(functions(live));
             filters = FilterChain::start(live, info)?;
         }
         let FilterRequest { messages, tools } = filters.on_request(FilterRequest { messages, tools })?;

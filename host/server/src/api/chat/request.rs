@@ -70,6 +70,13 @@ fn fits_deployment(request: &ChatRequest, target: &Target) -> Result<(), ApiErro
     if !live.tools.is_empty() && !request.tools.is_empty() {
         return refuse("tools", "this deployment brings its own tools");
     }
+    let written = "this deployment's pipeline writes the answer, from outputs of its own";
+    if live.pipeline.is_some() && request.logprobs.is_some() {
+        return refuse("logprobs", written);
+    }
+    if live.pipeline.is_some() && request.params.return_token_ids {
+        return refuse("return_token_ids", written);
+    }
     // Tokens and their probabilities would show the text that a filter changes or holds back.
     let shown = "this deployment filters its answers, and tokens would show them unfiltered";
     if !live.filters.is_empty() && request.logprobs.is_some() {
