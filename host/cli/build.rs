@@ -5,13 +5,17 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Guests that ship with the host, by file name under `target/guests`.
-const GUESTS: [&str; 6] = [
+const GUESTS: [&str; 10] = [
     "llama",
     "chatml",
     "mirostat",
+    "watermark",
     "pii-redact",
     "calculator",
     "http-get",
+    "best-of-n",
+    "self-consistency",
+    "agent",
 ];
 /// Folders whose files a new plugin begins with.
 const SDK: [&str; 5] = [

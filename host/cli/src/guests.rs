@@ -21,7 +21,7 @@ pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guest
 const OPERATOR: &str = "operator";
 const ARCHITECTURES: &[&str] = &["llama"];
 const CHAT_FORMATS: &[&str] = &["chatml"];
-const SAMPLERS: &[&str] = &["mirostat"];
+const SAMPLERS: &[&str] = &["mirostat", "watermark"];
 
 /// Options of a plugin host that compiles in processes of this program, keeps their work in the data folder, and runs
 /// tenants' guests in cells.

@@ -15,6 +15,7 @@ mod model;
 mod plugin;
 mod secret;
 mod serve;
+mod watermark;
 mod worker;
 
 use anyhow::Result;
@@ -72,6 +73,8 @@ enum Command {
     Promote(deploy::SwitchArgs),
     /// End a deployment's canary, or go back to the version before
     Rollback(deploy::SwitchArgs),
+    /// Look for the mark that the sampler watermark leaves in text
+    Watermark(watermark::WatermarkArgs),
     /// Say what this machine offers and what is in the way
     Doctor(doctor::DoctorArgs),
     /// Measure
@@ -106,6 +109,7 @@ impl Cli {
             Command::Deployments(args) => deploy::deployments(&self.data, &args),
             Command::Promote(args) => deploy::promote(&self.data, &args),
             Command::Rollback(args) => deploy::rollback(&self.data, &args),
+            Command::Watermark(args) => watermark::run(&self.data, &args),
             Command::Doctor(args) => doctor::run(&self.data, &args),
             Command::Bench(command) => bench::run(&self.data, command),
             Command::CompileGuest(args) => worker::compile_guest(&args),
