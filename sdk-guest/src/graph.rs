@@ -35,7 +35,7 @@ pub struct Tensor<'a> {
 /// A rotation of queries and keys; see the contract's `rope`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// One inverse frequency per rotated pair.
+    /// One inverse frequency per rotated pair: the first `2 * inv_freq.len()` elements of each head rotate, the rest pass.
     pub inv_freq: Vec<f32>,
     /// How rotated elements are paired.
     pub pairing: RopePairing,

@@ -1,13 +1,14 @@
 //! First-party guests in the binary, and how an architecture, chat format, sampler or filter is found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use galerne_core::graph::Op;
 use galerne_core::guest::SamplerFactory;
 use galerne_core::limits::GraphLimits;
-use galerne_core::validate::validate;
+use galerne_core::validate::{ValidGraph, validate};
 use galerne_core::weights::WeightIndex;
 use galerne_plugin::{Isolation, PluginHost, PluginOptions};
 use galerne_store::import::GuestChooser;
@@ -19,6 +20,8 @@ pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/guest
 
 /// Whose guests those are that the operator brings as files and in models.
 const OPERATOR: &str = "operator";
+/// Weights named in one note.
+const NAMED_MAX: usize = 8;
 const ARCHITECTURES: &[&str] = &["llama"];
 const CHAT_FORMATS: &[&str] = &["chatml"];
 const SAMPLERS: &[&str] = &["mirostat", "watermark"];
@@ -92,11 +95,44 @@ impl GuestChooser for Chooser<'_> {
             let graph = place(self.host, architecture)
                 .load_model("architecture", architecture)?
                 .build(config_json)?;
-            validate(graph, weights, &GraphLimits::default())?;
+            let graph = validate(graph, weights, &GraphLimits::default())?;
+            for note in notes(&graph, weights) {
+                eprintln!("galerne: note: {note}");
+            }
             Ok(())
         };
         fits().map_err(|error| crate::report(&error))
     }
+}
+
+/// What is no error and yet seldom meant.
+fn notes(graph: &ValidGraph, weights: &WeightIndex) -> Vec<String> {
+    let mut notes = Vec::new();
+    let read: BTreeSet<&str> = graph.graph().nodes.iter().flat_map(Op::weights).collect();
+    let unread: Vec<&str> = weights
+        .tensors
+        .keys()
+        .map(String::as_str)
+        .filter(|name| !read.contains(name))
+        .collect();
+    if !unread.is_empty() {
+        let some = unread[..unread.len().min(NAMED_MAX)].join(", ");
+        let more = if unread.len() > NAMED_MAX { ", …" } else { "" };
+        notes.push(format!(
+            "the architecture reads all but {} of the {} weights; it leaves out {some}{more}",
+            unread.len(),
+            weights.tensors.len()
+        ));
+    }
+    if graph.vocabulary().is_none() {
+        let graph = graph.graph();
+        notes.push(format!(
+            "the graph ends in {} and gives no logits: such a model is kept but cannot be served yet; a language model ends \
+             in logits, or in scale or soft-cap of logits",
+            graph.nodes[graph.output.index()].name()
+        ));
+    }
+    notes
 }
 
 impl Chooser<'_> {
@@ -178,4 +214,54 @@ fn file_name(file: &Path) -> String {
         || file.display().to_string(),
         |stem| stem.to_string_lossy().into_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use galerne_core::dtype::DType;
+    use galerne_core::graph::{EmbeddingIndex, Graph};
+    use galerne_core::ids::NodeId;
+    use galerne_core::weights::WeightInfo;
+
+    use super::*;
+
+    #[test]
+    fn what_an_architecture_forgets_is_told() {
+        let table = || WeightInfo {
+            dtype: DType::F32,
+            shape: vec![4, 8],
+        };
+        let tensors = ["embed.weight", "head.bias", "layers.0.weight"].map(|name| (name.to_owned(), table()));
+        let weights = WeightIndex {
+            tensors: tensors.into_iter().collect(),
+        };
+        let embedding = Op::Embedding {
+            weight: "embed.weight".to_owned(),
+            index: EmbeddingIndex::Tokens,
+        };
+        let mut graph = Graph {
+            nodes: vec![embedding, Op::OutputRows { x: NodeId(0) }],
+            output: NodeId(1),
+            context_tokens_max: 16,
+        };
+        let valid = validate(graph.clone(), &weights, &GraphLimits::default()).expect("a graph");
+        let said = notes(&valid, &weights);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(
+            said[0].contains("all but 2 of the 3 weights; it leaves out head.bias, layers.0.weight"),
+            "{said:?}"
+        );
+        assert!(
+            said[1].contains("ends in output-rows and gives no logits"),
+            "{said:?}"
+        );
+
+        graph.nodes.push(Op::Logits {
+            x: NodeId(1),
+            weight: "embed.weight".to_owned(),
+        });
+        graph.output = NodeId(2);
+        let valid = validate(graph, &weights, &GraphLimits::default()).expect("a graph");
+        assert_eq!(notes(&valid, &weights).len(), 1);
+    }
 }

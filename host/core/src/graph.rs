@@ -359,6 +359,49 @@ impl Op {
             Self::Concat { parts } => parts.clone(),
         }
     }
+
+    /// The names of the weights this op reads.
+    #[must_use]
+    pub fn weights(&self) -> Vec<&str> {
+        match self {
+            Self::Embedding { weight, .. } | Self::RmsNorm { weight, .. } | Self::Logits { weight, .. } => {
+                vec![weight]
+            }
+            Self::Linear { weight, bias, .. } | Self::LayerNorm { weight, bias, .. } => {
+                [weight].into_iter().chain(bias).map(String::as_str).collect()
+            }
+            Self::MixtureOfExperts {
+                router,
+                experts,
+                shared,
+                shared_gate,
+                ..
+            } => {
+                let blocks = experts.iter().chain(shared);
+                let blocks = blocks.flat_map(|block| [&block.gate, &block.up, &block.down]);
+                [router]
+                    .into_iter()
+                    .chain(blocks)
+                    .chain(shared_gate)
+                    .map(String::as_str)
+                    .collect()
+            }
+            Self::Rope { .. }
+            | Self::Attention { .. }
+            | Self::Add { .. }
+            | Self::Mul { .. }
+            | Self::Scale { .. }
+            | Self::Activate { .. }
+            | Self::SoftCap { .. }
+            | Self::Slice { .. }
+            | Self::Concat { .. }
+            | Self::ReshapeHeads { .. }
+            | Self::MeanPool { .. }
+            | Self::ClsPool { .. }
+            | Self::L2Normalise { .. }
+            | Self::OutputRows { .. } => Vec::new(),
+        }
+    }
 }
 
 /// What a model guest returns from `build`. Foreign data: use only through [`crate::validate::validate`].

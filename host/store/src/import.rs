@@ -91,7 +91,7 @@ pub enum ImportError {
     #[error("model name {0:?}: expected {NAME_FORM}")]
     Name(String),
     /// There is a model of this name.
-    #[error("model {0:?} exists; choose another name or ask to replace it")]
+    #[error("model {0:?} exists; choose another name, or replace it with --replace")]
     Exists(String),
     /// The source is neither a GGUF file nor a folder with `config.json`.
     #[error("import {0}: expected a GGUF file or a folder with config.json, tokenizer.json and safetensors")]
