@@ -8,6 +8,7 @@ mod llama;
 mod machine;
 mod ours;
 mod plugins;
+mod plugins_service;
 mod process;
 mod report;
 mod serve;
@@ -123,7 +124,7 @@ fn peers(args: &PeersArgs) -> Result<()> {
     std::fs::create_dir_all(&peers)?;
     guests::build_all()?;
     let context = Context {
-        galerne: demo::build_binary()?,
+        galerne: demo::build_release()?,
         data: peers.join("data"),
         llama: build::llama(&peers)?,
         peers,

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::report::{markdown, number};
-use super::{machine, process, warn_unless_quiet};
+use super::{machine, plugins_service, process, warn_unless_quiet};
 use crate::demo::{self, MODEL};
 use crate::{cargo, guests, target_dir, workspace_root};
 
@@ -35,7 +35,7 @@ pub(crate) struct PluginsArgs {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
-    /// What a new instance of each guest takes
+    /// What new instances and the plans of a step take, in process and in a cell
     Instance,
     /// A sampling guest on each of 16 sequences against native sampling
     Sampler,
@@ -43,27 +43,33 @@ enum Group {
     Schema,
     /// Answers to random schemas, checked by an independent validator
     Valid,
+    /// A neighbour's stream beside evil guests
+    Neighbour,
+    /// A stream while its deployment is switched again and again
+    Switch,
+    /// From a component's upload to its first answer
+    Upload,
 }
 
 /// What every group needs.
-struct Bench<'a> {
-    galerne: PathBuf,
+pub(super) struct Bench<'a> {
+    pub(super) galerne: PathBuf,
     /// Data folder with the demo model.
-    data: PathBuf,
+    pub(super) data: PathBuf,
     gguf: PathBuf,
     args: &'a PluginsArgs,
 }
 
 /// One measured figure. Less is better in all of them.
 #[derive(Debug, PartialEq)]
-struct Figure {
-    name: String,
-    unit: &'static str,
-    measured: f64,
+pub(super) struct Figure {
+    pub(super) name: String,
+    pub(super) unit: &'static str,
+    pub(super) measured: f64,
     /// The most it may be.
-    target: f64,
+    pub(super) target: f64,
     /// Spread, or what else was seen.
-    note: String,
+    pub(super) note: String,
 }
 
 impl Figure {
@@ -101,7 +107,7 @@ impl Figure {
 pub(super) fn run(args: &PluginsArgs) -> Result<()> {
     guests::build_all()?;
     let bench = Bench {
-        galerne: demo::build_binary()?,
+        galerne: demo::build_release()?,
         data: target_dir().join("bench-plugins"),
         gguf: demo::fetch_model()?,
         args,
@@ -147,10 +153,18 @@ fn measure(group: Group, bench: &Bench<'_>) -> Result<Vec<Figure>> {
             ),
         ]),
         Group::Valid => valid(bench),
+        Group::Neighbour => plugins_service::neighbour(bench),
+        Group::Switch => plugins_service::switch(bench),
+        Group::Upload => plugins_service::upload(bench),
     }
 }
 
 impl Bench<'_> {
+    /// Alternations of what is measured in pairs.
+    pub(super) fn runs(&self) -> u32 {
+        self.args.runs.get()
+    }
+
     /// The figures that a command of our binary prints as JSON.
     fn figures(&self, arguments: &[&str]) -> Result<Vec<Value>> {
         let mut command = Command::new(&self.galerne);
@@ -216,17 +230,22 @@ fn instances(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     figures
         .iter()
         .map(|figure| {
-            let time = |name: &str| {
-                figure[name]
+            let time = |field: &str| {
+                figure[field]
                     .as_f64()
-                    .with_context(|| format!("a guest without {name}"))
+                    .with_context(|| format!("a figure without {field}"))
             };
-            let name = figure["name"].as_str().context("a guest without a name")?;
+            let name = figure["name"].as_str().context("a figure without a name")?;
+            let target = match (name.contains("session of"), name.contains("plans")) {
+                (true, _) => 300.0,
+                (false, true) => 60.0,
+                (false, false) => 50.0,
+            };
             Ok(Figure {
-                name: format!("a new instance of {name}, p50"),
+                name: format!("{name}, p50"),
                 unit: "us",
                 measured: time("p50_us")?,
-                target: 50.0,
+                target,
                 note: format!("p99 {:.1}", time("p99_us")?),
             })
         })

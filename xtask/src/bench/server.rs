@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,12 +33,15 @@ pub(super) struct Served {
     pub(super) tokens_per_s: f64,
     pub(super) ttft_p50_ms: f64,
     pub(super) itl_p50_ms: f64,
+    pub(super) itl_p99_ms: f64,
 }
 
 /// A running server, ended when dropped.
 pub(super) struct Server {
     child: Child,
-    url: String,
+    pub(super) url: String,
+    /// Ours only.
+    pub(super) https: String,
     /// The model's name there.
     model: &'static str,
 }
@@ -61,7 +65,12 @@ impl Drop for Server {
 impl Server {
     /// Ours, with the demo model.
     pub(super) fn galerne(context: &Context) -> Result<Self> {
-        let mut child = Command::new(&context.galerne)
+        Self::ours(&context.galerne, &context.data, context.threads)
+    }
+
+    /// Ours, with the demo model of this data folder.
+    pub(super) fn ours(galerne: &Path, data: &Path, threads: usize) -> Result<Self> {
+        let mut child = Command::new(galerne)
             .args([
                 "serve",
                 "--listen",
@@ -72,8 +81,8 @@ impl Server {
                 MODEL,
                 "--data",
             ])
-            .arg(&context.data)
-            .args(["--threads", &context.threads.to_string()])
+            .arg(data)
+            .args(["--threads", &threads.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -82,15 +91,17 @@ impl Server {
         let mut server = Self {
             child,
             url: String::new(),
+            https: String::new(),
             model: MODEL,
         };
         for line in BufReader::new(stdout).lines() {
             let line = line?;
-            if let Some(url) = line.strip_prefix("http ") {
-                url.split_whitespace()
-                    .next()
-                    .unwrap_or_default()
-                    .clone_into(&mut server.url);
+            let mut words = line.split_whitespace();
+            let (what, url) = (words.next(), words.next().unwrap_or_default());
+            if what == Some("http") {
+                url.clone_into(&mut server.url);
+            } else if what == Some("https") {
+                url.clone_into(&mut server.https);
             } else if line.starts_with("ready") {
                 ensure!(
                     !server.url.is_empty(),
@@ -115,6 +126,7 @@ impl Server {
         let mut server = Self {
             child,
             url: format!("http://127.0.0.1:{port}"),
+            https: String::new(),
             model: PEER_MODEL,
         };
         let deadline = Instant::now() + timeout;
@@ -133,10 +145,13 @@ impl Server {
 
     /// Lets clients stream until all their requests are answered.
     pub(super) fn load(&self, context: &Context, load: Load) -> Result<Served> {
-        let mut command = Command::new(&context.galerne);
-        command.args([
-            "bench", "serve", "--json", "--url", &self.url, "--model", self.model,
-        ]);
+        self.load_of(&context.galerne, self.model, load)
+    }
+
+    /// The same, of this model or deployment.
+    pub(super) fn load_of(&self, galerne: &Path, model: &str, load: Load) -> Result<Served> {
+        let mut command = Command::new(galerne);
+        command.args(["bench", "serve", "--json", "--url", &self.url, "--model", model]);
         for (name, value) in [
             ("clients", load.clients),
             ("requests", load.requests),
@@ -182,6 +197,7 @@ fn parse(json: &str) -> Result<Served> {
         tokens_per_s: number(&figures["output_tokens_per_s"])?,
         ttft_p50_ms: number(&figures["ttft_ms"]["p50"])?,
         itl_p50_ms: number(&figures["itl_ms"]["p50"])?,
+        itl_p99_ms: number(&figures["itl_ms"]["p99"])?,
     })
 }
 
@@ -197,6 +213,7 @@ mod tests {
             tokens_per_s: 1_290.5,
             ttft_p50_ms: 260.0,
             itl_p50_ms: 20.0,
+            itl_p99_ms: 60.0,
         };
         assert_eq!(parse(json).expect("parse"), served);
         assert!(parse(&json.replace("\"errors\":0", "\"errors\":1")).is_err());
