@@ -263,6 +263,26 @@ fn evil_pipelines_end_their_own_request_and_nothing_else() {
                 "{isolation}, {misbehave}"
             );
         }
+        for (kind, at_least) in [
+            ("deadline", 1.0),
+            ("limit", 8.0),
+            ("trap", 2.0),
+            ("bad_answer", 1.0),
+            ("process", 0.0),
+        ] {
+            let counted = metric(&host, &format!("galerne_guest_failures_total{{kind=\"{kind}\"}}"));
+            assert!(counted >= at_least, "{isolation}: {kind}: {counted}");
+        }
+        let cells = f64::from(u8::from(isolation == "process"));
+        assert_eq!(metric(&host, "galerne_cells"), cells);
+        assert_eq!(
+            metric(
+                &host,
+                "galerne_guest_limit{of=\"pipeline\",name=\"contexts_max\"}"
+            ),
+            32.0
+        );
+        assert!(metric(&host, "galerne_guest_limit{of=\"guest\",name=\"step_deadline\"}") > 0.0);
         let mut text = String::new();
         neighbour.read_to_string(&mut text).expect("it ends");
         assert!(

@@ -10,6 +10,7 @@ use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use crate::graph::Graph;
 use crate::ids::TokenId;
+use crate::limits::GuestLimits;
 use crate::pipeline::{PipelineError, PipelineFinish};
 use crate::sampling::{Candidate, PlanError, SamplingPlan};
 use crate::tool::ToolError;
@@ -121,7 +122,8 @@ pub enum Answer<T, E = GuestError> {
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// A sampling guest's state for one sequence. Calls never block: they start work on the guest's own threads,
-/// and the answer is taken later. At most one question is open at a time.
+/// and the answer is taken later. At most one question is open at a time. Questions of several sessions may travel
+/// together, and leave at the latest with a [`flush`](Self::flush) of one of them.
 pub trait SamplerSession: Send {
     /// Asks for the plan of the next step. Answered through [`take_plan`](Self::take_plan).
     fn request_plan(&mut self, step: PlanStep);
@@ -129,6 +131,8 @@ pub trait SamplerSession: Send {
     fn take_plan(&mut self) -> Answer<SamplingPlan>;
     /// Shows candidates, most likely first. Answered through [`take_choice`](Self::take_choice).
     fn request_choice(&mut self, candidates: Vec<Candidate>);
+    /// Called on every session that was asked something, when all of them have been.
+    fn flush(&mut self) {}
     /// The index into the candidates, if it is there. Ready once per request; already bounds-checked.
     fn take_choice(&mut self) -> Answer<usize>;
 }
@@ -326,6 +330,25 @@ pub struct GuestFacts {
     pub imports: Vec<String>,
 }
 
+/// What became of guests' calls since the host started, and where tenants' guests run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GuestStats {
+    /// Calls that ran past their deadline.
+    pub deadlines: u64,
+    /// Calls that went beyond another limit.
+    pub limits: u64,
+    /// Calls that trapped.
+    pub traps: u64,
+    /// Answers the contract does not allow, bad plans among them.
+    pub bad_answers: u64,
+    /// Calls whose process ended.
+    pub lost: u64,
+    /// Cells that run.
+    pub cells: u64,
+    /// Cells that were started, those that were started again among them.
+    pub cells_started: u64,
+}
+
 /// A component to be loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct GuestSource<'a> {
@@ -372,4 +395,10 @@ pub trait GuestLoader: Send + Sync {
     /// The same loader for one deployment: filters, tools and pipelines loaded by it may import what is granted, and ask for it.
     /// Without this, nothing is granted.
     fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Arc<dyn GuestLoader>;
+
+    /// What became of guests' calls.
+    fn stats(&self) -> GuestStats;
+
+    /// The bounds on every guest.
+    fn limits(&self) -> GuestLimits;
 }

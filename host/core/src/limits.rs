@@ -103,7 +103,7 @@ impl Default for GuestLimits {
 }
 
 /// Bounds on what one request's pipeline does with the model. A request beyond one of them ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PipelineLimits {
     /// Contexts at once.
     pub contexts_max: usize,
@@ -257,7 +257,7 @@ impl Default for EngineLimits {
 }
 
 /// Bounds on what guests do outside themselves, through capabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CapabilityLimits {
     /// One line of a guest's log; what is longer is cut.
     pub log_line_bytes_max: usize,
@@ -302,7 +302,7 @@ impl Default for CapabilityLimits {
 }
 
 /// Bounds on a tenant's key-value store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct KvLimits {
     /// Bytes of one key.
     pub key_bytes_max: usize,

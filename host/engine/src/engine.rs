@@ -171,6 +171,18 @@ impl Engine {
                 }
             }
         }
+        let asked = self.entries.iter().flatten().filter(|entry| entry.row.is_some());
+        let asked: Vec<_> = asked.map(|entry| entry.id).collect();
+        self.flush_guests(&asked);
+    }
+
+    /// Lets questions leave that were asked together.
+    fn flush_guests(&mut self, asked: &[SequenceId]) {
+        for id in asked {
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.sampler.flush();
+            }
+        }
     }
 
     /// Takes the plans and masks that have come for the step under way. How many sequences still miss one.
@@ -319,6 +331,9 @@ impl Engine {
                 broken = Some(error);
             }
         }
+        let choosing = std::mem::take(&mut self.choosing);
+        self.flush_guests(&choosing);
+        self.choosing = choosing;
         broken.map_or(Ok(()), Err)
     }
 

@@ -148,6 +148,15 @@ impl Sampler {
         }
     }
 
+    /// Lets the open question leave, if there is one.
+    pub(crate) fn flush(&mut self) {
+        if let Some(guest) = &mut self.guest
+            && !matches!(guest.question, Question::None)
+        {
+            guest.session.flush();
+        }
+    }
+
     /// Looks whether the open question is answered. `logprobs` is the request's.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use galerne_core::capability::{Capabilities, Grants};
 use galerne_core::grammar::{GrammarError, TokenTexts};
 use galerne_core::guest::{
-    Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, PipelineFactory, SamplerFactory,
-    ToolFactory, World,
+    Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, GuestStats, PipelineFactory,
+    SamplerFactory, ToolFactory, World,
 };
 use galerne_core::limits::{CellLimits, CompileLimits, EngineLimits, GrammarLimits, GuestLimits};
 use wasmtime::Engine;
@@ -21,6 +21,7 @@ use crate::cell::{
 use crate::chat::ChatGuest;
 use crate::compile::{CodeSource, Compiler};
 use crate::compile_process::CompileError;
+use crate::counters::Counters;
 use crate::errors::PluginError;
 use crate::filter::FilterGuest;
 use crate::grammar::Grammars;
@@ -123,6 +124,7 @@ pub(crate) struct HostShared {
     pub(crate) engine: Engine,
     pub(crate) compiler: Compiler,
     pub(crate) workers: Workers,
+    pub(crate) counters: Counters,
     // A std Mutex: held for a look-up.
     cells: Mutex<HashMap<Arc<str>, Arc<Cell>>>,
 }
@@ -190,6 +192,7 @@ impl PluginHost {
                 engine,
                 compiler,
                 workers,
+                counters: Counters::default(),
                 cells: Mutex::default(),
             }),
             tenant: None,
@@ -324,6 +327,29 @@ impl PluginHost {
             worlds,
             imports: inspect::imports(engine, &compiled),
         })
+    }
+
+    /// What became of guests' calls.
+    pub(crate) fn stats(&self) -> GuestStats {
+        let cells = self.shared.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = cells.values().filter(|cell| cell.is_running()).count() as u64;
+        let started = cells.values().map(|cell| cell.started()).sum();
+        drop(cells);
+        GuestStats {
+            cells: running,
+            cells_started: started,
+            ..self.shared.counters.stats()
+        }
+    }
+
+    /// The bounds on every guest.
+    pub(crate) fn limits(&self) -> GuestLimits {
+        self.shared.options.limits
+    }
+
+    /// Lets this thread answer questions to samplers until none waits.
+    pub(crate) fn help(&self) {
+        self.shared.workers.help();
     }
 
     fn core(&self, name: &str, world: &'static str) -> GuestCore {

@@ -116,8 +116,14 @@ impl GuestCore {
                 limits: self.limits(),
                 denied,
             };
-            context.error(&error)
+            self.counted(context.error(&error))
         })
+    }
+
+    /// The error, counted.
+    pub(crate) fn counted(&self, error: GuestError) -> GuestError {
+        self.host.counters.note(&error);
+        error
     }
 
     /// The guest said no, in its own words.
@@ -131,30 +137,30 @@ impl GuestCore {
 
     /// The guest's answer is not one its contract allows.
     pub(crate) fn bad_answer(&self, call: &'static str, expected: &'static str, got: &str) -> GuestError {
-        GuestError::Answer {
+        self.counted(GuestError::Answer {
             guest: self.name.to_string(),
             call: call.into(),
             expected: expected.into(),
             got: bounded(got),
-        }
+        })
     }
 
     /// The guest went past a limit that the host counts itself.
     pub(crate) fn over_limit(&self, call: &'static str, limit: String) -> GuestError {
-        GuestError::Limit {
+        self.counted(GuestError::Limit {
             guest: self.name.to_string(),
             call: call.into(),
             limit,
-        }
+        })
     }
 
     /// The process that did the work for this guest is gone.
     pub(crate) fn process_gone(&self, call: &'static str, reason: String) -> GuestError {
-        GuestError::Process {
+        self.counted(GuestError::Process {
             guest: self.name.to_string(),
             call: call.into(),
             reason,
-        }
+        })
     }
 
     /// Something of this host went wrong in the guest's call.

@@ -45,6 +45,7 @@ mod chat;
 mod compile;
 mod compile_process;
 mod convert;
+mod counters;
 mod errors;
 mod filter;
 mod grammar;

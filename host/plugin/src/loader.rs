@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use galerne_core::capability::Capabilities;
 use galerne_core::guest::{
-    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, PipelineFactory, SamplerFactory,
-    ToolFactory,
+    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, GuestStats, PipelineFactory,
+    SamplerFactory, ToolFactory,
 };
+use galerne_core::limits::GuestLimits;
 
 use crate::host::PluginHost;
 
@@ -30,6 +31,14 @@ impl GuestLoader for PluginHost {
 
     fn load_pipeline(&self, source: GuestSource<'_>) -> Result<Arc<dyn PipelineFactory>, GuestError> {
         Self::load_pipeline(&self.for_tenant(source.tenant), source.name, source.component)
+    }
+
+    fn stats(&self) -> GuestStats {
+        self.stats()
+    }
+
+    fn limits(&self) -> GuestLimits {
+        self.limits()
     }
 
     fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Arc<dyn GuestLoader> {

@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, SamplerSession, Waker};
 use galerne_core::sampling::{Candidate, PlanError, SamplingPlan};
@@ -14,6 +15,7 @@ use crate::bindings::sampling::{Sampler, SamplerPre};
 use crate::convert;
 use crate::instance::GuestCore;
 use crate::limiter::StoreState;
+use crate::workers::{Nature, QUICK_MAX};
 
 /// A guest of the world `galerne:sampling/sampler@0.1.0`. Each session has its own instance.
 pub(crate) struct SamplerGuest {
@@ -105,6 +107,8 @@ struct Slot {
     failed: Option<GuestError>,
     /// The session is gone: its open question needs no answer.
     closed: bool,
+    /// How long its last question took.
+    nature: Nature,
 }
 
 struct SessionShared {
@@ -135,6 +139,7 @@ impl Session {
         }
         slot.open = true;
         slot.answer = None;
+        let nature = slot.nature;
         drop(slot);
         let shared = Arc::clone(&self.shared);
         if self
@@ -142,7 +147,7 @@ impl Session {
             .core
             .host
             .workers
-            .push(Box::new(move || shared.answer(call, question)))
+            .push(nature, Box::new(move || shared.answer(call, question)))
             .is_err()
         {
             self.shared.queue_full(call);
@@ -219,6 +224,7 @@ impl SessionShared {
         }
         let live = slot.live.take();
         drop(slot);
+        let begin = Instant::now();
         let (live, answer) = match live {
             Some(mut live) => match self.run(&mut live, call, question) {
                 Ok(reply) => (Some(live), Ok(reply)),
@@ -243,6 +249,11 @@ impl SessionShared {
         }
         slot.failed = answer.as_ref().err().cloned();
         slot.live = live;
+        slot.nature = if begin.elapsed() < QUICK_MAX {
+            Nature::Quick
+        } else {
+            Nature::Any
+        };
         slot.answer = Some(answer);
         slot.open = false;
         drop(slot);
@@ -307,10 +318,10 @@ impl SessionShared {
     }
 
     fn plan_error(&self, error: PlanError) -> GuestError {
-        GuestError::Plan {
+        self.core.counted(GuestError::Plan {
             guest: self.core.name.to_string(),
             error,
-        }
+        })
     }
 
     fn queue_full(&self, call: &'static str) {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A grammar's expressions may be nested thousands deep. Only what is used of a stack is memory.
 pub(crate) const GRAMMAR_STACK_BYTES: usize = 64 << 20;
@@ -16,17 +17,34 @@ pub(crate) type Job = Box<dyn FnOnce() + Send>;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct QueueFull;
 
+/// Whether others than the threads may do a job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Nature {
+    /// It is one that was quick before.
+    Quick,
+    /// Nothing is known.
+    #[default]
+    Any,
+}
+
 struct Queue {
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<(Nature, Job)>,
     jobs_max: usize,
     closed: bool,
 }
+
+/// What is quick.
+pub(crate) const QUICK_MAX: Duration = Duration::from_millis(5);
+/// For how long a helper that was held by a job helps no more.
+const HELPLESS: Duration = Duration::from_secs(1);
 
 struct Shared {
     // A std Mutex and Condvar: a job is pushed every few milliseconds, and a parked thread leaves its core to the
     // kernels. Spinning would save some microseconds of wake-up and cost the forward pass a core.
     queue: Mutex<Queue>,
     pushed: Condvar,
+    // A std Mutex: looked at once per round of help.
+    helpless_until: Mutex<Option<Instant>>,
 }
 
 /// The threads. They end when this is dropped, each after its current job; nobody waits for them, because the last
@@ -46,6 +64,7 @@ impl Workers {
         let shared = Arc::new(Shared {
             queue: Mutex::new(queue),
             pushed: Condvar::new(),
+            helpless_until: Mutex::default(),
         });
         let workers = Self { shared };
         for number in 0..threads {
@@ -60,15 +79,49 @@ impl Workers {
     }
 
     /// Puts a job at the end of the queue.
-    pub(crate) fn push(&self, job: Job) -> Result<(), QueueFull> {
+    pub(crate) fn push(&self, nature: Nature, job: Job) -> Result<(), QueueFull> {
         let mut queue = self.shared.queue();
         if queue.jobs.len() >= queue.jobs_max {
             return Err(QueueFull);
         }
-        queue.jobs.push_back(job);
+        queue.jobs.push_back((nature, job));
         drop(queue);
         self.shared.pushed.notify_one();
         Ok(())
+    }
+
+    /// Does quick jobs on this thread until none waits. Whoever helps has other things to do: after a job that was not quick
+    /// after all it helps no more for a second.
+    pub(crate) fn help(&self) {
+        let mut helpless_until = self
+            .shared
+            .helpless_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if helpless_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        *helpless_until = None;
+        loop {
+            let mut queue = self.shared.queue();
+            let quick = queue.jobs.iter().position(|(nature, _)| *nature == Nature::Quick);
+            let Some((_, job)) = quick.and_then(|place| queue.jobs.remove(place)) else {
+                return;
+            };
+            drop(queue);
+            let begin = Instant::now();
+            run(job);
+            if begin.elapsed() > QUICK_MAX {
+                *helpless_until = Some(Instant::now() + HELPLESS);
+                return;
+            }
+        }
+    }
+}
+
+fn run(job: Job) {
+    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+        tracing::error!("bug of the host: a guest worker's job panicked");
     }
 }
 
@@ -87,16 +140,14 @@ impl Shared {
 
     fn work(&self) {
         while let Some(job) = self.next() {
-            if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                tracing::error!("bug of the host: a guest worker's job panicked");
-            }
+            run(job);
         }
     }
 
     fn next(&self) -> Option<Job> {
         let mut queue = self.queue();
         loop {
-            if let Some(job) = queue.jobs.pop_front() {
+            if let Some((_, job)) = queue.jobs.pop_front() {
                 return Some(job);
             }
             if queue.closed {
@@ -110,7 +161,6 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -122,17 +172,23 @@ mod tests {
         let (started, has_started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         workers
-            .push(Box::new(move || {
-                started.send(()).expect("the test waits");
-                released.recv().expect("the test releases");
-            }))
+            .push(
+                Nature::Any,
+                Box::new(move || {
+                    started.send(()).expect("the test waits");
+                    released.recv().expect("the test releases");
+                }),
+            )
             .expect("room");
         has_started.recv_timeout(SOON).expect("the worker runs");
         let (done, is_done) = mpsc::channel();
         workers
-            .push(Box::new(move || done.send(()).expect("the test waits")))
+            .push(
+                Nature::Any,
+                Box::new(move || done.send(()).expect("the test waits")),
+            )
             .expect("room for one");
-        assert_eq!(workers.push(Box::new(|| ())), Err(QueueFull));
+        assert_eq!(workers.push(Nature::Any, Box::new(|| ())), Err(QueueFull));
         release.send(()).expect("the worker waits");
         is_done.recv_timeout(SOON).expect("the second job runs");
     }
@@ -141,13 +197,37 @@ mod tests {
     fn a_panicking_job_does_not_end_its_worker() {
         let workers = Workers::start(1, 4, GUEST_STACK_BYTES).expect("threads");
         workers
-            .push(Box::new(|| panic!("expected by this test")))
+            .push(Nature::Any, Box::new(|| panic!("expected by this test")))
             .expect("room");
         let (done, is_done) = mpsc::channel();
         workers
-            .push(Box::new(move || done.send(()).expect("the test waits")))
+            .push(
+                Nature::Any,
+                Box::new(move || done.send(()).expect("the test waits")),
+            )
             .expect("room");
         is_done.recv_timeout(SOON).expect("the worker lives");
+    }
+
+    #[test]
+    fn a_helper_does_what_waits_until_a_job_holds_it() {
+        let workers = Workers::start(0, 8, GUEST_STACK_BYTES).expect("no threads");
+        let (done, is_done) = mpsc::channel();
+        let push = |number: u32, nature: Nature, takes: Duration| {
+            let done = done.clone();
+            let job = move || {
+                std::thread::sleep(takes);
+                done.send(number).expect("the test waits");
+            };
+            workers.push(nature, Box::new(job)).expect("room");
+        };
+        push(0, Nature::Any, Duration::ZERO);
+        push(1, Nature::Quick, Duration::ZERO);
+        push(2, Nature::Quick, QUICK_MAX * 2);
+        push(3, Nature::Quick, Duration::ZERO);
+        workers.help();
+        workers.help();
+        assert_eq!(is_done.try_iter().collect::<Vec<u32>>(), [1, 2]);
     }
 
     #[test]
@@ -155,12 +235,9 @@ mod tests {
         let workers = Workers::start(2, 4, GUEST_STACK_BYTES).expect("threads");
         let shared = Arc::downgrade(&workers.shared);
         drop(workers);
-        let deadline = std::time::Instant::now() + SOON;
+        let deadline = Instant::now() + SOON;
         while shared.upgrade().is_some() {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "a worker still holds the queue"
-            );
+            assert!(Instant::now() < deadline, "a worker still holds the queue");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -134,6 +134,7 @@ fn the_questions_of_a_step_are_all_answered() {
                 position,
                 accepted: vec![],
             });
+            session.flush();
         }
         for session in &mut sessions {
             let plan = wait(|| session.take_plan()).expect("a plan");
@@ -178,6 +179,7 @@ fn a_closed_session_with_an_open_question_is_no_error() {
             position: 0,
             accepted: vec![],
         });
+        session.flush();
         assert!(matches!(
             session.take_plan(),
             Answer::Pending | Answer::Ready(Ok(_))

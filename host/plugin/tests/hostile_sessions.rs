@@ -158,6 +158,7 @@ fn a_looping_session_does_not_stop_the_others() {
         position: 0,
         accepted: vec![],
     });
+    looping.flush();
     let mut answered = 0;
     while matches!(looping.take_plan(), Answer::Pending) {
         for session in &mut others {
@@ -191,6 +192,7 @@ fn a_session_dropped_with_an_open_question_frees_its_instance() {
         position: 0,
         accepted: vec![],
     });
+    session.flush();
     drop(session);
     let patience = Instant::now() + Duration::from_secs(5);
     while evil.session("{}", 100, 0, counting_waker().0).is_err() {
@@ -217,6 +219,7 @@ fn a_second_question_while_one_is_open_is_the_hosts_bug_and_harmless() {
         position: 2,
         accepted: vec![],
     });
+    session.flush();
     let error = guests::wait(|| session.take_choice()).expect_err("a plan was asked for");
     is_trap(&error, "bug of the host");
     assert!(plan(&mut session, 3, &[]).is_ok());

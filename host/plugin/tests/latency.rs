@@ -76,12 +76,14 @@ fn rounds(when: &str, component: &[u8], shown: u32) {
             position: position % 100,
             accepted: vec![TokenId(position)],
         });
+        session.flush();
         while matches!(session.take_plan(), Answer::Pending) {
             std::thread::park();
         }
         plans.push(started.elapsed());
         let started = Instant::now();
         session.request_choice(candidates.clone());
+        session.flush();
         while matches!(session.take_choice(), Answer::Pending) {
             std::thread::park();
         }
@@ -129,6 +131,7 @@ fn steps(what: &str, host: &PluginHost, component: &[u8]) {
                 accepted: vec![TokenId(1)],
             });
         }
+        sessions.iter_mut().for_each(|session| session.flush());
         while waiting.load(Ordering::Acquire) > 0 {
             std::thread::park();
         }

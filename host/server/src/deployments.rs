@@ -9,9 +9,10 @@ use galerne_core::capability::{Capabilities, CapabilityError};
 use galerne_core::chat::ToolSpec;
 use galerne_core::deployment::{Deployment, DeploymentError, GuestUse};
 use galerne_core::guest::{
-    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, PipelineFactory, SamplerFactory,
-    ToolFactory,
+    FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, GuestStats, PipelineFactory,
+    SamplerFactory, ToolFactory,
 };
+use galerne_core::limits::GuestLimits;
 use galerne_store::registry::{
     Canary, DeploymentRecord, PluginRecord, Published, Registry, RegistryError, Traffic,
 };
@@ -220,6 +221,18 @@ impl Deployments {
             name,
             component,
         })
+    }
+
+    /// What became of guests' calls.
+    #[must_use]
+    pub fn guest_stats(&self) -> GuestStats {
+        self.loader.stats()
+    }
+
+    /// The bounds on every guest.
+    #[must_use]
+    pub fn guest_limits(&self) -> GuestLimits {
+        self.loader.limits()
     }
 
     /// All versions of a tenant's plugins.

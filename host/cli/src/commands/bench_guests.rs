@@ -1,12 +1,14 @@
-//! `galerne bench guests`: how long a new instance of each guest in this binary takes.
+//! `galerne bench guests`: how long new instances of guests and the questions of a step take, in process and in a cell.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
 use galerne_core::filter::RequestInfo;
-use galerne_core::guest::{GuestError, Waker};
+use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, Waker};
+use galerne_core::ids::TokenId;
 use galerne_plugin::PluginHost;
 use serde::Serialize;
 
@@ -16,7 +18,7 @@ use crate::guests;
 /// Options of `galerne bench guests`.
 #[derive(Debug, Args)]
 pub(super) struct GuestsBenchArgs {
-    /// Instances of each guest
+    /// Repetitions of each measurement
     #[arg(long, default_value = "2000")]
     instances: usize,
     /// Print JSON
@@ -30,8 +32,13 @@ const WARM: usize = 50;
 /// Vocabulary of the samplers' model; any will do.
 const VOCABULARY: u32 = 49_152;
 
-/// The first-party filter that is measured.
+/// The first-party sampler and filter that are measured.
+const SAMPLER: &str = "mirostat";
 const FILTER: &str = "pii-redact";
+/// Whose cell is measured.
+const TENANT: &str = "bench";
+/// Sequences of a step.
+const SEQUENCES: usize = 16;
 
 #[derive(Debug, Serialize)]
 struct Figure {
@@ -43,29 +50,82 @@ struct Figure {
 pub(super) fn run(data: &DataArgs, args: &GuestsBenchArgs) -> Result<()> {
     ensure!(args.instances > 0, "--instances: expected at least 1");
     let plugins = PluginHost::new(guests::plugin_options(data)?)?;
-    let mut figures = Vec::new();
+    let sampler = guests::embedded(SAMPLER)?;
     let waker: Waker = Arc::new(|| ());
-    for (name, factory) in guests::samplers(&plugins, &[])? {
-        let make = || factory.session("{}", VOCABULARY, 1, Arc::clone(&waker));
-        figures.push(measure(args, name, make)?);
-    }
+    let here = plugins.load_sampler(SAMPLER, sampler)?;
+    let session = || here.session("{}", VOCABULARY, 1, Arc::clone(&waker));
     let info = RequestInfo {
         id: "bench".to_owned(),
         model: "bench".to_owned(),
     };
     let filter = plugins.load_filter(FILTER, guests::embedded(FILTER)?)?;
-    figures.push(measure(args, FILTER.to_owned(), || filter.session("{}", &info))?);
+    let in_cell = plugins.for_tenant(TENANT).load_sampler(SAMPLER, sampler)?;
+    let session_in_cell = || in_cell.session("{}", VOCABULARY, 1, Arc::clone(&waker));
+    let figures = [
+        measure(args, &format!("a new instance of {SAMPLER}"), session)?,
+        measure(args, &format!("a new instance of {FILTER}"), || {
+            filter.session("{}", &info)
+        })?,
+        measure(
+            args,
+            &format!("a new session of {SAMPLER} in a running cell"),
+            session_in_cell,
+        )?,
+        plans(
+            args,
+            &format!("a step's plans of {SEQUENCES} sessions, in process"),
+            here.as_ref(),
+        )?,
+        plans(
+            args,
+            &format!("a step's plans of {SEQUENCES} sessions in a cell"),
+            in_cell.as_ref(),
+        )?,
+    ];
     if args.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     }
     Ok(())
 }
 
-/// Makes instances one after the other; ending one is not counted.
+/// Steps as the engine has them: every session is asked, and all answers are awaited.
+fn plans(args: &GuestsBenchArgs, name: &str, factory: &dyn SamplerFactory) -> Result<Figure> {
+    let (asker, missing) = (std::thread::current(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&missing);
+    let waker: Waker = Arc::new(move || {
+        if counted.fetch_sub(1, Ordering::AcqRel) == 1 {
+            asker.unpark();
+        }
+    });
+    let open = |_| factory.session("{}", VOCABULARY, 1, Arc::clone(&waker));
+    let mut sessions = (0..SEQUENCES).map(open).collect::<Result<Vec<_>, _>>()?;
+    let step = || {
+        missing.store(SEQUENCES, Ordering::Release);
+        for session in &mut sessions {
+            session.request_plan(PlanStep {
+                position: 1,
+                accepted: vec![TokenId(1)],
+            });
+        }
+        sessions.iter_mut().for_each(|session| session.flush());
+        while missing.load(Ordering::Acquire) > 0 {
+            std::thread::park();
+        }
+        for session in &mut sessions {
+            if let Answer::Ready(plan) = session.take_plan() {
+                plan?;
+            }
+        }
+        Ok(())
+    };
+    measure(args, name, step)
+}
+
+/// Makes something again and again; ending it is not counted.
 fn measure<T>(
     args: &GuestsBenchArgs,
-    name: String,
-    make: impl Fn() -> Result<T, GuestError>,
+    name: &str,
+    mut make: impl FnMut() -> Result<T, GuestError>,
 ) -> Result<Figure> {
     for _ in 0..WARM {
         make()?;
@@ -80,13 +140,13 @@ fn measure<T>(
     times_us.sort_by(f64::total_cmp);
     let at = |percent: usize| times_us[(times_us.len() - 1) * percent / 100];
     let figure = Figure {
-        name,
+        name: name.to_owned(),
         p50_us: at(50),
         p99_us: at(99),
     };
     if !args.json {
         println!(
-            "{:<20} new instance: p50 {:.1} us, p99 {:.1} us",
+            "{:<48} p50 {:.1} us, p99 {:.1} us",
             figure.name, figure.p50_us, figure.p99_us
         );
     }

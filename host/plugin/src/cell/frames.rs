@@ -1,155 +1,15 @@
-//! Messages over a socket, many to a frame: an outbox that one thread drains, and a reader. Knows no message.
+//! Frames from a socket, put together and taken apart. Knows no message.
 //!
-//! A frame is its length in 4 bytes, little-endian, and messages in postcard one after the other. Whatever was pushed
-//! while the last frame was being written goes into the next: a step of the engine is one or two frames, however many
-//! sequences it has.
+//! A frame is its length in 4 bytes, little-endian, and messages in postcard one after the other.
 
-use std::io::{self, Read, Write};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::io::{self, Read};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Bytes of the length.
-const HEADER_BYTES: usize = 4;
-/// What may wait before further messages have to.
-const WAITING_BYTES_MAX: usize = 1 << 20;
+pub(super) const HEADER_BYTES: usize = 4;
 /// Read at once; a length that is announced is not believed until the bytes come.
 const PART_BYTES: usize = 256 << 10;
-
-/// Why a message was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// Too much waits already.
-    Full,
-    /// Nobody will send it any more.
-    Closed,
-}
-
-/// Whether a sender may wait for room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WhenFull {
-    /// It blocks.
-    Wait,
-    /// It gives [`Refused::Full`].
-    Refuse,
-    /// It is taken all the same: one of a few.
-    Take,
-}
-
-struct Waiting {
-    /// Room for the header, then messages.
-    frame: Vec<u8>,
-    closed: bool,
-}
-
-impl Waiting {
-    fn is_full(&self) -> bool {
-        !self.closed && self.frame.len() > WAITING_BYTES_MAX
-    }
-}
-
-/// Messages that wait to be sent.
-pub(crate) struct Outbox {
-    // A std Mutex: held to append a message, never while writing to the socket.
-    waiting: Mutex<Waiting>,
-    pushed: Condvar,
-    drained: Condvar,
-}
-
-impl Default for Outbox {
-    fn default() -> Self {
-        let waiting = Waiting {
-            frame: vec![0; HEADER_BYTES],
-            closed: false,
-        };
-        Self {
-            waiting: Mutex::new(waiting),
-            pushed: Condvar::new(),
-            drained: Condvar::new(),
-        }
-    }
-}
-
-impl Outbox {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What waits, once it is not too much.
-    fn roomy(&self) -> MutexGuard<'_, Waiting> {
-        let full = |waiting: &mut Waiting| waiting.is_full();
-        let roomy = self.drained.wait_while(self.waiting(), full);
-        roomy.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Blocks until a message would be taken, or nobody sends any more.
-    pub(crate) fn wait_for_room(&self) {
-        drop(self.roomy());
-    }
-
-    /// Puts a message behind the others.
-    pub(crate) fn push(&self, message: &impl Serialize, when_full: WhenFull) -> Result<(), Refused> {
-        let mut waiting = match when_full {
-            WhenFull::Wait => self.roomy(),
-            WhenFull::Refuse | WhenFull::Take => self.waiting(),
-        };
-        if when_full == WhenFull::Refuse && waiting.is_full() {
-            return Err(Refused::Full);
-        }
-        if waiting.closed {
-            return Err(Refused::Closed);
-        }
-        let length = waiting.frame.len();
-        let frame = std::mem::take(&mut waiting.frame);
-        // Plain data has a length and is always written; were it not, half a message must not be sent.
-        waiting.frame = postcard::to_extend(message, frame).map_err(|_| {
-            waiting.closed = true;
-            Refused::Closed
-        })?;
-        drop(waiting);
-        // The thread that sends sleeps only when there is nothing.
-        if length == HEADER_BYTES {
-            self.pushed.notify_one();
-        }
-        Ok(())
-    }
-
-    /// Refuses further messages and lets [`send`](Self::send) end.
-    pub(crate) fn close(&self) {
-        self.waiting().closed = true;
-        self.pushed.notify_all();
-        self.drained.notify_all();
-    }
-
-    /// Sends what comes until the outbox is closed or the other side is gone.
-    pub(crate) fn send(&self, mut to: impl Write) {
-        let mut frame = vec![0; HEADER_BYTES];
-        while self.next(&mut frame) {
-            let length = u32::try_from(frame.len() - HEADER_BYTES).unwrap_or(u32::MAX);
-            frame[..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
-            if to.write_all(&frame).is_err() {
-                break;
-            }
-            frame.truncate(HEADER_BYTES);
-            frame.shrink_to(WAITING_BYTES_MAX);
-        }
-        self.close();
-    }
-
-    /// Takes all that waits in exchange for an empty frame; false when closed.
-    fn next(&self, frame: &mut Vec<u8>) -> bool {
-        let mut waiting = self.waiting();
-        while !waiting.closed && waiting.frame.len() == HEADER_BYTES {
-            waiting = self.pushed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-        }
-        std::mem::swap(&mut waiting.frame, frame);
-        let open = !waiting.closed;
-        drop(waiting);
-        self.drained.notify_all();
-        open
-    }
-}
 
 /// What one reading gave.
 #[derive(Debug, PartialEq, Eq)]
@@ -250,33 +110,6 @@ mod tests {
 
     fn frame(length: u32, bytes: &[u8]) -> Vec<u8> {
         [&length.to_le_bytes(), bytes].concat()
-    }
-
-    #[test]
-    fn messages_that_wait_go_in_one_frame() {
-        let outbox = Outbox::default();
-        for number in 0..3u32 {
-            outbox.push(&number, WhenFull::Refuse).expect("room");
-        }
-        let mut sent = vec![0; HEADER_BYTES];
-        assert!(outbox.next(&mut sent));
-        let mut got = Vec::new();
-        messages(&sent[HEADER_BYTES..], |number: u32| {
-            got.push(number);
-            Ok(())
-        })
-        .expect("numbers");
-        assert_eq!(got, [0, 1, 2]);
-        outbox.close();
-        assert_eq!(outbox.push(&3u32, WhenFull::Wait), Err(Refused::Closed));
-    }
-
-    #[test]
-    fn an_outbox_nobody_drains_refuses() {
-        let outbox = Outbox::default();
-        let text = "x".repeat(WAITING_BYTES_MAX);
-        outbox.push(&text, WhenFull::Refuse).expect("it was empty");
-        assert_eq!(outbox.push(&1u8, WhenFull::Refuse), Err(Refused::Full));
     }
 
     #[test]

@@ -189,30 +189,30 @@ fn named_failure(core: &GuestCore, call: &'static str, failure: Failure) -> Gues
 fn named(core: &GuestCore, call: &'static str, error: GuestError) -> GuestError {
     let guest = core.name.to_string();
     match error {
-        GuestError::Trap { reason, .. } => GuestError::Trap {
+        GuestError::Trap { reason, .. } => core.counted(GuestError::Trap {
             guest,
             call: call.into(),
             reason: bounded(&reason),
-        },
-        GuestError::Deadline { limit_ms, .. } => GuestError::Deadline {
+        }),
+        GuestError::Deadline { limit_ms, .. } => core.counted(GuestError::Deadline {
             guest,
             call: call.into(),
             limit_ms,
-        },
+        }),
         GuestError::Limit { limit, .. } => core.over_limit(call, bounded(&limit)),
         GuestError::Refused { message, .. } => core.refused(call, &message),
         GuestError::Plan { mut error, .. } => {
             error.field = bounded(&error.field).into();
             error.expected = bounded(&error.expected).into();
             error.got = bounded(&error.got);
-            GuestError::Plan { guest, error }
+            core.counted(GuestError::Plan { guest, error })
         }
-        GuestError::Answer { expected, got, .. } => GuestError::Answer {
+        GuestError::Answer { expected, got, .. } => core.counted(GuestError::Answer {
             guest,
             call: call.into(),
             expected: bounded(&expected).into(),
             got: bounded(&got),
-        },
+        }),
         GuestError::Link { reason, .. } => core.link_reason(bounded(&reason)),
         GuestError::Process { reason, .. } => core.process_gone(call, bounded(&reason)),
     }

@@ -16,7 +16,8 @@ use galerne_core::capability::CapabilityError;
 use galerne_core::limits::CellLimits;
 use serde_bytes::ByteBuf;
 
-use super::frames::{Came, Frames, Outbox, Refused, WhenFull, messages};
+use super::frames::{Came, Frames, messages};
+use super::outbox::{Outbox, Patience, Refused, WhenFull};
 use super::protocol::{Call, CallId, Failure, GuestId, Order, Question, Reply, Said, SessionId, Settings};
 use super::questions::Questions;
 use crate::errors::bounded;
@@ -25,6 +26,8 @@ use crate::errors::bounded;
 const COMMAND: &str = "cell";
 /// How often silence is noticed.
 const WATCH: Duration = Duration::from_millis(100);
+/// How long the engine's thread may wait for a cell that does not read, once in the cell's life.
+const HASTE: Duration = Duration::from_millis(1);
 /// A start that takes longer has failed.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 /// No call is waited for longer than this past its deadline and what it may wait for the host, even if the cell goes on
@@ -45,6 +48,8 @@ pub(crate) struct Cell {
     guests: AtomicU32,
     /// Guests that are still needed.
     needed: AtomicU32,
+    /// Processes so far.
+    started: AtomicU64,
     // A std Mutex: held while a process is started, so that one is.
     state: Mutex<State>,
 }
@@ -71,8 +76,23 @@ impl Cell {
             settings,
             guests: AtomicU32::new(0),
             needed: AtomicU32::new(0),
+            started: AtomicU64::new(0),
             state: Mutex::default(),
         }
+    }
+
+    /// Processes that were started.
+    pub(crate) fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Whether a process runs, or is being started.
+    pub(crate) fn is_running(&self) -> bool {
+        let Ok(state) = self.state.try_lock() else {
+            return true;
+        };
+        let connection = state.connection.as_ref();
+        connection.is_some_and(|connection| connection.gone().is_none())
     }
 
     /// A number for a guest, for all processes of this cell. Ask for it before [`connection`](Self::connection): the
@@ -107,6 +127,7 @@ impl Cell {
             }
             std::thread::sleep(wait);
         }
+        self.started.fetch_add(1, Ordering::Relaxed);
         match Connection::start(self) {
             Ok(connection) => {
                 state.connection = Some(Arc::clone(&connection));
@@ -188,9 +209,14 @@ impl Connection {
         let (ours, theirs) = UnixStream::pair().map_err(|error| failed("make a socket", error))?;
         ours.set_read_timeout(Some(WATCH))
             .map_err(|error| failed("set up a socket", error))?;
+        // Only writing by the engine's thread has to be quick, and that alone heeds this.
+        let to_cell = ours
+            .set_write_timeout(Some(HASTE))
+            .and_then(|()| ours.try_clone());
+        let to_cell = to_cell.map_err(|error| failed("set up a socket", error))?;
         let wait_max = cell.settings.limits.wait_max;
         let connection = Arc::new(Self {
-            out: Outbox::default(),
+            out: Outbox::new(to_cell),
             socket: ours,
             started: Instant::now(),
             questions: Questions::new(wait_max.max(cell.settings.limits.pipeline_wait_max)),
@@ -202,7 +228,7 @@ impl Connection {
         let thread = |what: &str| std::thread::Builder::new().name(format!("cell-{what}"));
         let sender = Arc::clone(&connection);
         thread("send")
-            .spawn(move || sender.out.send(&sender.socket))
+            .spawn(move || sender.out.send())
             .map_err(|error| failed("start a thread", error))?;
         let (started, is_started) = mpsc::sync_channel(1);
         let (reader, program, limits) = (Arc::clone(&connection), cell.program.clone(), cell.limits);
@@ -261,7 +287,8 @@ impl Connection {
         SessionId(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Sends a call; `sink` gets its answer, on another thread or, if there is no room or no cell, on this one.
+    /// Sends a call; `sink` gets its answer, on another thread or, if there is no room or no cell, on this one. One that
+    /// must not wait, [`WhenFull::Refuse`], goes out with [`flush`](Self::flush).
     pub(super) fn send(&self, call: Call, deadline: Duration, when_full: WhenFull, sink: Sink) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut calls = lock(&self.calls);
@@ -276,7 +303,12 @@ impl Connection {
         };
         calls.pending.insert(id, pending);
         drop(calls);
-        let Err(refused) = self.out.push(&Order::Call(id, call), when_full) else {
+        let order = Order::Call(id, call);
+        let pushed = match when_full {
+            WhenFull::Refuse => self.out.push(&order, when_full),
+            WhenFull::Wait | WhenFull::Take => self.out.push_now(&order, when_full),
+        };
+        let Err(refused) = pushed else {
             return;
         };
         // Who ends a connection takes its calls first; one that is left is this one's to answer.
@@ -305,7 +337,12 @@ impl Connection {
     /// Sends what has no answer.
     pub(super) fn tell(&self, order: &Order) {
         // A cell that is gone has forgotten it already.
-        let _ = self.out.push(order, WhenFull::Take);
+        let _ = self.out.push_now(order, WhenFull::Take);
+    }
+
+    /// Sends all calls that wait, in one frame.
+    pub(super) fn flush(&self) {
+        self.out.flush(Patience::Hasty);
     }
 
     /// Makes sure that this process has the guest.

@@ -9,6 +9,7 @@ mod filter;
 mod frames;
 mod guests;
 mod link;
+mod outbox;
 mod pipeline;
 mod protocol;
 mod questions;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use galerne_core::capability::{Ask, CapabilityError, CapabilitySession, Reply};
 
-use super::frames::{Outbox, WhenFull};
+use super::outbox::{Outbox, WhenFull};
 use super::protocol::{AskId, Question, Said, SessionId};
 
 type Answered = mpsc::SyncSender<Result<Reply, CapabilityError>>;
@@ -71,7 +71,7 @@ impl CapabilitySession for Session {
         let gone = || CapabilityError::Failed("the host is gone".to_owned());
         remote
             .out
-            .push(&Said::Ask(question), WhenFull::Wait)
+            .push_now(&Said::Ask(question), WhenFull::Wait)
             .map_err(|_| gone())?;
         // The host keeps the time and answers in any case; without a host this process ends.
         answer.recv().unwrap_or_else(|_| Err(gone()))

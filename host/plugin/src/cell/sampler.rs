@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, SamplerSession, Waker};
 use galerne_core::sampling::{Candidate, PlanError, SamplingPlan};
 
-use super::frames::WhenFull;
 use super::guests::{CellGuest, CellSession};
+use super::outbox::WhenFull;
 use super::protocol::{Call, Failure, Reply};
 
 /// A sampler in a cell.
@@ -97,9 +97,11 @@ impl Shared {
 
     fn checked(&self, call: &'static str, candidates: usize, reply: Reply) -> Result<Given, GuestError> {
         let core = &self.guest.core;
-        let wrong = |error| GuestError::Plan {
-            guest: core.name.to_string(),
-            error,
+        let wrong = |error| {
+            core.counted(GuestError::Plan {
+                guest: core.name.to_string(),
+                error,
+            })
         };
         match (call, reply) {
             ("plan", Reply::Plan(plan)) => {
@@ -173,6 +175,10 @@ impl SamplerSession for Session {
             Given::Plan(plan) => Some(plan),
             Given::Choice(_) => None,
         })
+    }
+
+    fn flush(&mut self) {
+        self.session.connection.flush();
     }
 
     fn request_choice(&mut self, candidates: Vec<Candidate>) {

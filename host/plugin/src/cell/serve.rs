@@ -13,7 +13,8 @@ use galerne_core::guest::{
     SamplerSession, ToolFactory as _, World,
 };
 
-use super::frames::{Came, Frames, Outbox, WhenFull, messages};
+use super::frames::{Came, Frames, messages};
+use super::outbox::{Outbox, WhenFull};
 use super::protocol::{
     BLOCKING_THREADS, Call, CallId, Failure, GuestId, Order, PIPELINE_THREADS, Reply, Said, SessionId,
     Settings,
@@ -24,7 +25,7 @@ use crate::host::{PluginHost, PluginOptions};
 use crate::pipeline::PipelineGuest;
 use crate::sandbox::{self, Bounds, SandboxError};
 use crate::tool::ToolGuest;
-use crate::workers::{GUEST_STACK_BYTES, Workers};
+use crate::workers::{GUEST_STACK_BYTES, Nature, Workers};
 
 /// Calls that may wait for one.
 const BLOCKING_CALLS_MAX: usize = 4_096;
@@ -56,17 +57,16 @@ pub fn cell(memory_bytes: u64) -> Result<(), CellError> {
         memory_bytes,
     })?;
     let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let out = Arc::new(Outbox::default());
-    let (sender, to_host) = (Arc::clone(&out), socket.try_clone()?);
-    std::thread::Builder::new()
-        .name("cell-send".to_owned())
-        .spawn(move || sender.send(to_host))?;
+    let out = Arc::new(Outbox::new(socket.try_clone()?));
     let mut frames = Frames::new(FRAME_BYTES_MAX);
     let mut cell = None;
     loop {
         match frames.read(&mut socket)? {
             Came::Frame(frame) => {
                 messages(&frame, |order| take(&mut cell, &out, order)).map_err(CellError::Protocol)?;
+                if let Some(cell) = &cell {
+                    cell.help();
+                }
             }
             Came::Part => {}
             // The host is gone: nobody waits for anything that still runs.
@@ -100,7 +100,7 @@ fn take(cell: &mut Option<Arc<Cell>>, out: &Arc<Outbox>, order: Order) -> Result
 
 fn answer(out: &Outbox, id: CallId, result: Result<Reply, Failure>) {
     // An outbox is closed when the host is gone; then nobody waits.
-    let _ = out.push(&Said::Answer(id, result), WhenFull::Wait);
+    let _ = out.push_now(&Said::Answer(id, result), WhenFull::Wait);
 }
 
 /// A loaded guest.
@@ -187,7 +187,7 @@ impl Cell {
                 };
                 let cell = Arc::clone(self);
                 let job = Box::new(move || answer(&cell.out, id, cell.run(call)));
-                if workers.push(job).is_err() {
+                if workers.push(Nature::Any, job).is_err() {
                     answer(
                         &self.out,
                         id,
@@ -204,6 +204,11 @@ impl Cell {
             Some(Session::Sampler(slot)) => slot.ask(&self.out, id, asked, ask),
             _ => answer(&self.out, id, Err(unknown("session"))),
         }
+    }
+
+    /// Answers samplers' questions on this thread until none waits: most are answered before another thread wakes up.
+    fn help(&self) {
+        self.host.help();
     }
 
     /// On a thread of its own: a call that blocks.

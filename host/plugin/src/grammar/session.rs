@@ -11,6 +11,7 @@ use llguidance::api::StopReason;
 
 use super::{host_error, reason};
 use crate::host::HostShared;
+use crate::workers::Nature;
 
 /// Where the engine's thread and a worker meet.
 struct Slot {
@@ -77,7 +78,7 @@ impl GrammarSession for Session {
         drop(slot);
         let shared = Arc::clone(&self.shared);
         let job = Box::new(move || shared.work(matcher, &accepted));
-        if self.shared.host.workers.push(job).is_err() {
+        if self.shared.host.workers.push(Nature::Any, job).is_err() {
             // The state is lost with the job, and the sequence ends with this answer.
             self.shared.slot().answer = Some(Err(host_error(
                 "the queue of questions to guests and grammars is full; try again later",
@@ -102,7 +103,11 @@ impl Drop for Session {
         };
         drop(slot);
         // A grammar may hold megabytes in small pieces, and this is the engine's thread. A full queue drops the job here.
-        let _ = self.shared.host.workers.push(Box::new(move || drop(matcher)));
+        let _ = self
+            .shared
+            .host
+            .workers
+            .push(Nature::Any, Box::new(move || drop(matcher)));
     }
 }
 

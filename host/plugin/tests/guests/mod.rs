@@ -323,6 +323,7 @@ pub(crate) fn plan(
 ) -> Result<galerne_core::sampling::SamplingPlan, GuestError> {
     let accepted = accepted.iter().copied().map(galerne_core::ids::TokenId).collect();
     session.request_plan(galerne_core::guest::PlanStep { position, accepted });
+    session.flush();
     wait(|| session.take_plan())
 }
 
@@ -336,5 +337,6 @@ pub(crate) fn choose(session: &mut Box<dyn SamplerSession>, count: u32) -> Resul
             })
             .collect(),
     );
+    session.flush();
     wait(|| session.take_choice())
 }

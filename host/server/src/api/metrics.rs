@@ -1,13 +1,18 @@
 //! `/metrics` in Prometheus' text format, with vLLM's names and meanings where it has them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use galerne_core::guest::GuestStats;
+use galerne_core::limits::CapabilityLimits;
+use galerne_engine::stats::EngineStats;
+use serde_json::Value;
 
 use super::state::ApiState;
 
@@ -25,6 +30,8 @@ pub(super) struct Metrics {
     error: AtomicU64,
     first_token: Histogram,
     total: Histogram,
+    // A std Mutex: held to count a request. By name and version; names are those of deployments, so there are few.
+    deployments: Mutex<BTreeMap<(String, u32), u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +81,15 @@ impl Metrics {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A version of a deployment was chosen for a request.
+    pub(super) fn deployed(&self, name: &str, version: u32) {
+        *self.deployments().entry((name.to_owned(), version)).or_default() += 1;
+    }
+
+    fn deployments(&self) -> MutexGuard<'_, BTreeMap<(String, u32), u64>> {
+        self.deployments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn first_token(&self, after: Duration) {
         self.first_token.observe(after);
     }
@@ -92,107 +108,131 @@ pub(super) async fn metrics(State(state): State<Arc<ApiState>>) -> impl IntoResp
 
 fn render(state: &ApiState) -> String {
     let mut out = String::new();
+    engines(&mut out, state);
+    requests(&mut out, state.metrics());
+    guests(&mut out, &state.deployments().guest_stats());
+    limits(&mut out, state);
+    out
+}
+
+/// A family's first two lines.
+fn family(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP galerne_{name} {help}\n# TYPE galerne_{name} {kind}");
+}
+
+/// A figure of an engine: name, kind, help, and the value from its numbers and the length of its queue.
+type EngineFigure = (
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&EngineStats, usize) -> f64,
+);
+
+const ENGINE: [EngineFigure; 13] = [
+    (
+        "num_requests_running",
+        "gauge",
+        "Sequences in the batch.",
+        |stats, _| stats.running as f64,
+    ),
+    (
+        "num_requests_waiting",
+        "gauge",
+        "Sequences waiting for a place in the batch.",
+        |stats, queued| stats.waiting.max(queued) as f64,
+    ),
+    (
+        "kv_blocks_total",
+        "gauge",
+        "KV blocks in the pool.",
+        |stats, _| stats.blocks_total as f64,
+    ),
+    (
+        "kv_blocks_used",
+        "gauge",
+        "KV blocks held by sequences.",
+        |stats, _| stats.blocks_used as f64,
+    ),
+    (
+        "kv_blocks_cached",
+        "gauge",
+        "Free KV blocks the prefix index still knows.",
+        |stats, _| stats.blocks_cached as f64,
+    ),
+    (
+        "kv_cache_usage_perc",
+        "gauge",
+        "Held part of the KV pool; 1 is all.",
+        |stats, _| stats.blocks_used as f64 / stats.blocks_total.max(1) as f64,
+    ),
+    (
+        "prompt_tokens_total",
+        "counter",
+        "Prompt tokens computed.",
+        |stats, _| stats.tokens_prefilled as f64,
+    ),
+    (
+        "generation_tokens_total",
+        "counter",
+        "Output tokens.",
+        |stats, _| stats.tokens_decoded as f64,
+    ),
+    (
+        "prefix_cache_queries_total",
+        "counter",
+        "Prompt tokens looked up in the prefix cache.",
+        |stats, _| stats.prefix_query_tokens as f64,
+    ),
+    (
+        "prefix_cache_hits_total",
+        "counter",
+        "Prompt tokens found in the prefix cache.",
+        |stats, _| stats.prefix_hit_tokens as f64,
+    ),
+    (
+        "num_preemptions_total",
+        "counter",
+        "Times a sequence gave way and was computed again.",
+        |stats, _| stats.preemptions as f64,
+    ),
+    (
+        "guest_sat_out_steps_total",
+        "counter",
+        "Steps a sequence sat out because its guest was late.",
+        |stats, _| stats.sat_out_steps as f64,
+    ),
+    (
+        "engine_integrity_ok",
+        "gauge",
+        "1 if the engine's self-check has never failed.",
+        |stats, _| f64::from(u8::from(stats.integrity.is_none())),
+    ),
+];
+
+fn engines(out: &mut String, state: &ApiState) {
     let models: Vec<_> = state
         .models()
         .values()
         .map(|model| (model.name.as_str(), model.engine.stats(), model.engine.queued()))
         .collect();
-    let mut family =
-        |name: &str,
-         kind: &str,
-         help: &str,
-         value: &dyn Fn(&galerne_engine::stats::EngineStats, usize) -> f64| {
-            let _ = writeln!(out, "# HELP galerne_{name} {help}\n# TYPE galerne_{name} {kind}");
-            for (model, stats, queued) in &models {
-                let _ = writeln!(
-                    out,
-                    "galerne_{name}{{model_name=\"{model}\"}} {}",
-                    value(stats, *queued)
-                );
-            }
-        };
+    for (name, kind, help, value) in ENGINE {
+        family(out, name, kind, help);
+        for (model, stats, queued) in &models {
+            let _ = writeln!(
+                out,
+                "galerne_{name}{{model_name=\"{model}\"}} {}",
+                value(stats, *queued)
+            );
+        }
+    }
+}
+
+fn requests(out: &mut String, metrics: &Metrics) {
     family(
-        "num_requests_running",
-        "gauge",
-        "Sequences in the batch.",
-        &|stats, _| stats.running as f64,
-    );
-    family(
-        "num_requests_waiting",
-        "gauge",
-        "Sequences waiting for a place in the batch.",
-        &|stats, queued| stats.waiting.max(queued) as f64,
-    );
-    family(
-        "kv_blocks_total",
-        "gauge",
-        "KV blocks in the pool.",
-        &|stats, _| stats.blocks_total as f64,
-    );
-    family(
-        "kv_blocks_used",
-        "gauge",
-        "KV blocks held by sequences.",
-        &|stats, _| stats.blocks_used as f64,
-    );
-    family(
-        "kv_blocks_cached",
-        "gauge",
-        "Free KV blocks the prefix index still knows.",
-        &|stats, _| stats.blocks_cached as f64,
-    );
-    family(
-        "kv_cache_usage_perc",
-        "gauge",
-        "Held part of the KV pool; 1 is all.",
-        &|stats, _| stats.blocks_used as f64 / stats.blocks_total.max(1) as f64,
-    );
-    family(
-        "prompt_tokens_total",
-        "counter",
-        "Prompt tokens computed.",
-        &|stats, _| stats.tokens_prefilled as f64,
-    );
-    family(
-        "generation_tokens_total",
-        "counter",
-        "Output tokens.",
-        &|stats, _| stats.tokens_decoded as f64,
-    );
-    family(
-        "prefix_cache_queries_total",
-        "counter",
-        "Prompt tokens looked up in the prefix cache.",
-        &|stats, _| stats.prefix_query_tokens as f64,
-    );
-    family(
-        "prefix_cache_hits_total",
-        "counter",
-        "Prompt tokens found in the prefix cache.",
-        &|stats, _| stats.prefix_hit_tokens as f64,
-    );
-    family(
-        "num_preemptions_total",
-        "counter",
-        "Times a sequence gave way and was computed again.",
-        &|stats, _| stats.preemptions as f64,
-    );
-    family(
-        "guest_sat_out_steps_total",
-        "counter",
-        "Steps a sequence sat out because its guest was late.",
-        &|stats, _| stats.sat_out_steps as f64,
-    );
-    family(
-        "engine_integrity_ok",
-        "gauge",
-        "1 if the engine's self-check has never failed.",
-        &|stats, _| f64::from(u8::from(stats.integrity.is_none())),
-    );
-    let metrics = state.metrics();
-    let _ = writeln!(
         out,
-        "# HELP galerne_request_success_total Requests that ended, by reason.\n# TYPE galerne_request_success_total counter"
+        "request_success_total",
+        "counter",
+        "Requests that ended, by reason.",
     );
     for (reason, counter) in [
         ("stop", &metrics.stop),
@@ -200,21 +240,98 @@ fn render(state: &ApiState) -> String {
         ("abort", &metrics.abort),
         ("error", &metrics.error),
     ] {
+        let count = counter.load(Ordering::Relaxed);
         let _ = writeln!(
             out,
-            "galerne_request_success_total{{finished_reason=\"{reason}\"}} {}",
-            counter.load(Ordering::Relaxed)
+            "galerne_request_success_total{{finished_reason=\"{reason}\"}} {count}"
         );
     }
-    metrics.first_token.write(
-        &mut out,
-        "galerne_time_to_first_token_seconds",
-        "From the request to its first token.",
+    family(
+        out,
+        "deployment_requests_total",
+        "counter",
+        "Requests a version of a deployment was chosen for.",
     );
-    metrics.total.write(
-        &mut out,
-        "galerne_e2e_request_latency_seconds",
-        "From the request to its end.",
+    for ((name, version), count) in metrics.deployments().iter() {
+        let _ = writeln!(
+            out,
+            "galerne_deployment_requests_total{{deployment=\"{name}\",version=\"{version}\"}} {count}"
+        );
+    }
+    let name = "galerne_time_to_first_token_seconds";
+    metrics
+        .first_token
+        .write(out, name, "From the request to its first token.");
+    let name = "galerne_e2e_request_latency_seconds";
+    metrics.total.write(out, name, "From the request to its end.");
+}
+
+fn guests(out: &mut String, stats: &GuestStats) {
+    family(
+        out,
+        "guest_failures_total",
+        "counter",
+        "Guests' calls that ended their request, by why.",
     );
-    out
+    for (kind, count) in [
+        ("deadline", stats.deadlines),
+        ("limit", stats.limits),
+        ("trap", stats.traps),
+        ("bad_answer", stats.bad_answers),
+        ("process", stats.lost),
+    ] {
+        let _ = writeln!(out, "galerne_guest_failures_total{{kind=\"{kind}\"}} {count}");
+    }
+    family(out, "cells", "gauge", "Processes of tenants' guests that run.");
+    let _ = writeln!(out, "galerne_cells {}", stats.cells);
+    family(
+        out,
+        "cells_started_total",
+        "counter",
+        "Processes of tenants' guests that were started.",
+    );
+    let _ = writeln!(out, "galerne_cells_started_total {}", stats.cells_started);
+}
+
+/// Every bound a guest may meet, under its own name; times in seconds.
+fn limits(out: &mut String, state: &ApiState) {
+    family(
+        out,
+        "guest_limit",
+        "gauge",
+        "Bounds on guests, by name; times in seconds.",
+    );
+    let guests = serde_json::to_value(state.deployments().guest_limits());
+    let pipelines = serde_json::to_value(state.limits().pipeline);
+    let capabilities = serde_json::to_value(CapabilityLimits::default());
+    for (of, limits) in [
+        ("guest", guests),
+        ("pipeline", pipelines),
+        ("capability", capabilities),
+    ] {
+        limit(out, of, "", &limits.unwrap_or_default());
+    }
+}
+
+fn limit(out: &mut String, of: &str, name: &str, value: &Value) {
+    let number = match value {
+        // As serde writes a duration.
+        Value::Object(fields) if fields.contains_key("nanos") => {
+            let part = |field: &str| fields[field].as_f64().unwrap_or_default();
+            part("secs") + part("nanos") / 1e9
+        }
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                let name = if name.is_empty() {
+                    field.clone()
+                } else {
+                    format!("{name}_{field}")
+                };
+                limit(out, of, &name, value);
+            }
+            return;
+        }
+        other => other.as_f64().unwrap_or_default(),
+    };
+    let _ = writeln!(out, "galerne_guest_limit{{of=\"{of}\",name=\"{name}\"}} {number}");
 }

@@ -1,0 +1,44 @@
+//! Counts guests' failures by their kind. Knows no guest.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use galerne_core::guest::{GuestError, GuestStats};
+
+/// Since the host started.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    deadlines: AtomicU64,
+    limits: AtomicU64,
+    traps: AtomicU64,
+    bad_answers: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Counters {
+    /// Counts an error that ends a guest's request. A refusal is an answer like any other, and what is never loaded fails
+    /// nobody's request.
+    pub(crate) fn note(&self, error: &GuestError) {
+        let counter = match error {
+            GuestError::Deadline { .. } => &self.deadlines,
+            GuestError::Limit { .. } => &self.limits,
+            GuestError::Trap { .. } => &self.traps,
+            GuestError::Plan { .. } | GuestError::Answer { .. } => &self.bad_answers,
+            GuestError::Process { .. } => &self.lost,
+            GuestError::Refused { .. } | GuestError::Link { .. } => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was counted; of cells nothing is known here.
+    pub(crate) fn stats(&self) -> GuestStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        GuestStats {
+            deadlines: read(&self.deadlines),
+            limits: read(&self.limits),
+            traps: read(&self.traps),
+            bad_answers: read(&self.bad_answers),
+            lost: read(&self.lost),
+            ..GuestStats::default()
+        }
+    }
+}
