@@ -9,6 +9,7 @@ pub mod config;
 pub mod guests;
 pub mod load;
 pub mod scaffold;
+pub mod tiny_model;
 
 /// An error with its causes on one line, each said once: many errors already quote their cause.
 #[must_use]

@@ -73,6 +73,17 @@ impl Template {
         }
     }
 
+    /// Cases for `galerne plugin test`, for worlds that have them.
+    fn cases(self) -> Option<&'static str> {
+        match self {
+            Self::Filter => Some(include_str!("../templates/filter.tests.toml")),
+            Self::Sampler => Some(include_str!("../templates/sampler.tests.toml")),
+            Self::Tool => Some(include_str!("../templates/tool.tests.toml")),
+            Self::Pipeline => Some(include_str!("../templates/pipeline.tests.toml")),
+            Self::Model | Self::Chat => None,
+        }
+    }
+
     /// A deployment that uses the plugin, for worlds that deployments name.
     fn deployment(self, name: &str) -> Option<String> {
         let head = format!("name = \"my-{name}\"\nmodel = \"smollm2\"\n\n");
@@ -106,6 +117,9 @@ pub fn create(folder: &Path, name: &str, template: Template) -> Result<()> {
     write(&folder.join(".gitignore"), b"/target\n")?;
     for (path, text) in template.sources() {
         write(&folder.join("src").join(path), text)?;
+    }
+    if let Some(cases) = template.cases() {
+        write(&folder.join("tests.toml"), cases.as_bytes())?;
     }
     if let Some(deployment) = template.deployment(name) {
         write(&folder.join("deployment.toml"), deployment.as_bytes())?;

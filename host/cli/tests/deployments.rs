@@ -342,19 +342,38 @@ fn a_new_plugin_is_built_outside_the_repository_and_served() {
             .output()
             .expect("run galerne");
         let said = [output.stdout, output.stderr].concat();
-        assert!(
-            output.status.success(),
-            "{args:?}: {}",
-            String::from_utf8_lossy(&said)
-        );
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        said
     };
-    // Shared by the three, so that the standard library is compiled once.
+    // Shared by all, so that the standard library is compiled once.
     let target = root().join("target/test-data/plugin-build").display().to_string();
-    for world in ["filter", "sampler", "tool"] {
+    for world in ["filter", "sampler", "tool", "pipeline"] {
         let name = format!("my-{world}");
         local(&["plugin", "new", &name, "--world", world]);
         local(&["plugin", "build", &name, "--target-dir", &target]);
+        let said = local(&["plugin", "test", &name]);
+        assert!(
+            said.contains("all 2 cases hold") && said.contains("MiB of memory"),
+            "{said}"
+        );
     }
+    // A case that does not hold fails the command.
+    let cases = folder.join("my-tool/tests.toml");
+    let wrong = std::fs::read_to_string(&cases)
+        .expect("read")
+        .replace("answer = \"3\"", "answer = \"4\"");
+    std::fs::write(&cases, wrong).expect("write");
+    let output = Command::new(env!("CARGO_BIN_EXE_galerne"))
+        .args(["plugin", "test", "my-tool"])
+        .current_dir(&folder)
+        .output()
+        .expect("run galerne");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        !output.status.success() && said.contains("expected the answer \"4\", got \"3\""),
+        "{said}"
+    );
     let component = folder.join("my-filter/my-filter.wasm").display().to_string();
     for isolation in ["process", "in-process"] {
         let host = Host::start(author.data(), &["--isolation", isolation]);

@@ -343,6 +343,10 @@ pub struct GuestStats {
     pub bad_answers: u64,
     /// Calls whose process ended.
     pub lost: u64,
+    /// Time of calls in this process, without what they waited for the host, in microseconds.
+    pub busy_us: u64,
+    /// The most memory an instance of this process had after a call, in bytes.
+    pub memory_peak_bytes: u64,
     /// Cells that run.
     pub cells: u64,
     /// Cells that were started, those that were started again among them.

@@ -29,7 +29,8 @@ enum State {
     Cached(u64),
 }
 
-/// Reference-counted blocks. Empty ones are reused first, then cached ones, least recently freed first.
+/// Reference-counted blocks. Empty ones are reused first, the last one freed before those no sequence ever had: a pool that is
+/// never full takes no more memory than its fullest moment did. Then cached ones, least recently freed first.
 #[derive(Debug)]
 pub struct BlockPool {
     states: Vec<State>,
@@ -123,7 +124,7 @@ impl BlockPool {
             }
             State::Held(1) => {
                 *state = State::Empty;
-                self.empty.push_back(block);
+                self.empty.push_front(block);
             }
             State::Held(count) => *state = State::Held(count - 1),
             State::Empty | State::Cached(_) => panic!("block {block} is released while free"),

@@ -1,6 +1,7 @@
-//! Counts guests' failures by their kind. Knows no guest.
+//! Counts guests' failures by their kind, their time and their memory. Knows no guest.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use galerne_core::guest::{GuestError, GuestStats};
 
@@ -12,9 +13,19 @@ pub(crate) struct Counters {
     traps: AtomicU64,
     bad_answers: AtomicU64,
     lost: AtomicU64,
+    busy_us: AtomicU64,
+    memory_peak_bytes: AtomicU64,
 }
 
 impl Counters {
+    /// Counts a call's own time, and the memory its instance had at its end.
+    pub(crate) fn called(&self, own: Duration, memory_bytes: usize) {
+        let own_us = u64::try_from(own.as_micros()).unwrap_or(u64::MAX);
+        self.busy_us.fetch_add(own_us, Ordering::Relaxed);
+        self.memory_peak_bytes
+            .fetch_max(memory_bytes as u64, Ordering::Relaxed);
+    }
+
     /// Counts an error that ends a guest's request. A refusal is an answer like any other, and what is never loaded fails
     /// nobody's request.
     pub(crate) fn note(&self, error: &GuestError) {
@@ -38,6 +49,8 @@ impl Counters {
             traps: read(&self.traps),
             bad_answers: read(&self.bad_answers),
             lost: read(&self.lost),
+            busy_us: read(&self.busy_us),
+            memory_peak_bytes: read(&self.memory_peak_bytes),
             ..GuestStats::default()
         }
     }

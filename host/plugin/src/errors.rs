@@ -138,7 +138,10 @@ pub(crate) fn reason(error: &wasmtime::Error) -> String {
     let text = match error.downcast_ref::<Trap>() {
         // Guests carry no messages of their panics out.
         Some(Trap::UnreachableCodeReached) => {
-            format!("{}; a panic in the guest looks like this", Trap::UnreachableCodeReached)
+            format!(
+                "{}; a panic in the guest looks like this",
+                Trap::UnreachableCodeReached
+            )
         }
         Some(trap) => trap.to_string(),
         None => error.root_cause().to_string(),

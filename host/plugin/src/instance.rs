@@ -1,7 +1,7 @@
 //! One guest's identity and limits, and the one way its code is called. Knows no world's functions.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use galerne_core::capability::{Capabilities, CapabilitySession, Grants};
 use galerne_core::filter::RequestInfo;
@@ -107,7 +107,13 @@ impl GuestCore {
         store.data_mut().take_denied();
         store.data_mut().asking().begin(wait_max);
         store.set_epoch_deadline(ticks(limit));
-        run(store).map_err(|error| {
+        let begin = Instant::now();
+        let result = run(store);
+        let state = store.data_mut();
+        let waited = wait_max.saturating_sub(state.asking().left());
+        let own = begin.elapsed().saturating_sub(waited);
+        self.host.counters.called(own, state.memory_bytes());
+        result.map_err(|error| {
             let denied = store.data_mut().take_denied();
             let context = CallContext {
                 guest: &self.name,

@@ -82,6 +82,11 @@ impl StoreState {
         &mut self.asking
     }
 
+    /// All linear memories together.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
     /// The last refused growth since this was last asked.
     pub(crate) fn take_denied(&mut self) -> Option<Denied> {
         self.denied.take()

@@ -13,6 +13,7 @@ mod doctor;
 mod doctor_measure;
 mod model;
 mod plugin;
+mod plugin_test;
 mod secret;
 mod serve;
 mod watermark;

@@ -28,6 +28,8 @@ pub(super) enum PluginCommand {
         #[arg(value_name = "FILE.wasm")]
         file: PathBuf,
     },
+    /// Run a plugin's own cases, tests.toml, against a real host with a tiny model
+    Test(super::plugin_test::TestArgs),
     /// Give a component to a running host as a version of a plugin
     Push(PushArgs),
     /// List the plugins of a running host
@@ -86,6 +88,7 @@ pub(super) fn run(data: &DataArgs, command: PluginCommand) -> Result<()> {
         PluginCommand::New(args) => new(&args),
         PluginCommand::Build(args) => build(&args),
         PluginCommand::Check { file } => check(&file),
+        PluginCommand::Test(args) => super::plugin_test::run(&args),
         PluginCommand::Push(args) => push(data, args),
         PluginCommand::List(admin) => list(data, &admin),
         PluginCommand::Show { name, admin } => show(data, &name, &admin),
@@ -149,7 +152,7 @@ fn build(args: &BuildArgs) -> Result<()> {
 }
 
 /// The name in a crate's manifest.
-fn crate_name(folder: &Path) -> Result<String> {
+pub(super) fn crate_name(folder: &Path) -> Result<String> {
     let file = folder.join("Cargo.toml");
     let text = std::fs::read_to_string(&file).with_context(|| {
         format!(

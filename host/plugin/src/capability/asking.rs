@@ -44,6 +44,11 @@ impl Asking {
         self.waited = Duration::ZERO;
     }
 
+    /// What the running call may still wait.
+    pub(crate) fn left(&self) -> Duration {
+        self.left
+    }
+
     /// What the call's deadline is to be put off by, once.
     pub(crate) fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)

@@ -282,6 +282,24 @@ fn guests(out: &mut String, stats: &GuestStats) {
     ] {
         let _ = writeln!(out, "galerne_guest_failures_total{{kind=\"{kind}\"}} {count}");
     }
+    family(
+        out,
+        "guest_busy_seconds_total",
+        "counter",
+        "Time guests' calls took in this process, without waiting; cells have processes of their own.",
+    );
+    let _ = writeln!(
+        out,
+        "galerne_guest_busy_seconds_total {}",
+        stats.busy_us as f64 / 1e6
+    );
+    family(
+        out,
+        "guest_memory_peak_bytes",
+        "gauge",
+        "The most memory an instance in this process had after a call.",
+    );
+    let _ = writeln!(out, "galerne_guest_memory_peak_bytes {}", stats.memory_peak_bytes);
     family(out, "cells", "gauge", "Processes of tenants' guests that run.");
     let _ = writeln!(out, "galerne_cells {}", stats.cells);
     family(

@@ -95,8 +95,8 @@ impl Inference {
     fn answer(&mut self, ask: PipelineAsk, time_left: Duration) -> Answer {
         let until = Instant::now() + time_left;
         match ask {
-            PipelineAsk::FromMessages { messages, tools } => self.from_messages(messages, tools),
-            PipelineAsk::FromText(text) => self.from_text(&text),
+            PipelineAsk::FromMessages { messages, tools } => self.conversation(messages, tools),
+            PipelineAsk::FromText(text) => self.plain_text(&text),
             PipelineAsk::Fork(id) => self.fork(id),
             PipelineAsk::Append(id, text) => self.append(id, &text),
             PipelineAsk::Truncate(id, tokens) => self.truncate(id, tokens),
@@ -123,7 +123,7 @@ impl Inference {
         }
     }
 
-    fn from_messages(&mut self, messages: Vec<Message>, tools: Vec<ToolSpec>) -> Answer {
+    fn conversation(&mut self, messages: Vec<Message>, tools: Vec<ToolSpec>) -> Answer {
         let bytes = messages.iter().map(message_bytes).sum::<usize>()
             + tools
                 .iter()
@@ -152,7 +152,7 @@ impl Inference {
         })
     }
 
-    fn from_text(&mut self, text: &str) -> Answer {
+    fn plain_text(&mut self, text: &str) -> Answer {
         let mut tokens: Vec<TokenId> = self.target.model.prompt_prefix.into_iter().collect();
         tokens.extend(self.encode(text)?);
         self.open(Tokens {
@@ -168,7 +168,7 @@ impl Inference {
         let depth_max = self.limits.fork_depth_max;
         if depth > depth_max {
             return Err(limit(
-                format!("forks of at most {depth_max} generations"),
+                &format!("forks of at most {depth_max} generations"),
                 "fork_depth_max",
             ));
         }
@@ -215,7 +215,7 @@ impl Inference {
         let running_max = self.limits.generations_max;
         if running >= running_max {
             return Err(limit(
-                format!("at most {running_max} generations at once"),
+                &format!("at most {running_max} generations at once"),
                 "generations_max",
             ));
         }
@@ -335,7 +335,7 @@ impl Inference {
         let (bytes, bytes_max) = (data_json.len(), self.limits.event_bytes_max);
         if bytes > bytes_max {
             return Err(limit(
-                format!("an event of at most {bytes_max} bytes, got {bytes}"),
+                &format!("an event of at most {bytes_max} bytes, got {bytes}"),
                 "event_bytes_max",
             ));
         }
@@ -350,7 +350,7 @@ impl Inference {
         let bytes_max = self.limits.emitted_bytes_max;
         if self.emitted_bytes > bytes_max {
             return Err(limit(
-                format!("at most {bytes_max} bytes emitted"),
+                &format!("at most {bytes_max} bytes emitted"),
                 "emitted_bytes_max",
             ));
         }
@@ -372,7 +372,7 @@ impl Inference {
         let (contexts, contexts_max) = (self.contexts.len(), self.limits.contexts_max);
         if contexts >= contexts_max {
             return Err(limit(
-                format!("at most {contexts_max} contexts at once"),
+                &format!("at most {contexts_max} contexts at once"),
                 "contexts_max",
             ));
         }
@@ -412,7 +412,7 @@ impl Inference {
         let bytes_max = self.limits.text_bytes_max;
         if bytes > bytes_max {
             return Err(limit(
-                format!("text of at most {bytes_max} bytes at once, got {bytes}"),
+                &format!("text of at most {bytes_max} bytes at once, got {bytes}"),
                 "text_bytes_max",
             ));
         }
@@ -435,7 +435,7 @@ impl Inference {
         let tokens_max = self.limits.tokens_max;
         if tokens > tokens_max as usize {
             return Err(self.own_limit(
-                format!("at most {tokens_max} output tokens in one request"),
+                &format!("at most {tokens_max} output tokens in one request"),
                 "pipeline_tokens_max",
             ));
         }
@@ -449,7 +449,7 @@ impl Inference {
         let (blocks, blocks_max) = (running.map(blocks).sum::<usize>(), self.limits.blocks_max);
         if blocks > blocks_max {
             return Err(self.own_limit(
-                format!("generations of at most {blocks_max} KV blocks at once, got {blocks}"),
+                &format!("generations of at most {blocks_max} KV blocks at once, got {blocks}"),
                 "pipeline_blocks_max",
             ));
         }
@@ -457,7 +457,7 @@ impl Inference {
     }
 
     /// A limit that a deployment may lower.
-    fn own_limit(&self, what: String, field: &str) -> CapabilityError {
+    fn own_limit(&self, what: &str, field: &str) -> CapabilityError {
         let deployment = &self.tools.live().published.deployment.name;
         CapabilityError::Limit(format!(
             "{what} (limits.{field} of deployment \"{deployment}\", up to the limit of the host's operator)"
@@ -515,7 +515,7 @@ fn unknown(what: &str) -> CapabilityError {
     ))
 }
 
-fn limit(what: String, field: &str) -> CapabilityError {
+fn limit(what: &str, field: &str) -> CapabilityError {
     CapabilityError::Limit(format!("{what} ({field}, the host's operator can raise it)"))
 }
 
