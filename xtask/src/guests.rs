@@ -50,7 +50,15 @@ pub(crate) fn build_all() -> Result<()> {
     let compiler = toolchain.as_ref().map(Toolchain::version);
     let mut stale = Vec::new();
     for (guest, exports, imports) in GUESTS {
-        let digest = digest(guest)?;
+        let root = workspace_root();
+        let digest = digest(
+            &[
+                &root.join("plugins").join(guest),
+                &root.join("sdk-guest"),
+                &root.join("wit"),
+            ],
+            &["Cargo.lock", "Cargo.toml"],
+        )?;
         if !is_fresh(guest, &digest, compiler) {
             stale.push((guest, exports, imports, digest));
         }
@@ -105,18 +113,14 @@ fn is_fresh(guest: &str, digest: &str, compiler: Option<&str>) -> bool {
         && compiler.is_none_or(|compiler| lines.next() == Some(compiler))
 }
 
-/// Over every file a guest is made of, in a stable order.
-fn digest(guest: &str) -> Result<String> {
+/// Over every file a guest is made of, those in folders and those in the workspace's root, in a stable order.
+pub(crate) fn digest(folders: &[&Path], root_files: &[&str]) -> Result<String> {
     let root = workspace_root();
     let mut files = BTreeMap::new();
-    for folder in [
-        root.join("plugins").join(guest),
-        root.join("sdk-guest"),
-        root.join("wit"),
-    ] {
-        collect(&folder, &mut files)?;
+    for folder in folders {
+        collect(folder, &mut files)?;
     }
-    for file in ["Cargo.lock", "Cargo.toml"] {
+    for file in root_files {
         files.insert(root.join(file), ());
     }
     let mut hash = Sha256::new();
@@ -132,7 +136,9 @@ fn digest(guest: &str) -> Result<String> {
 fn collect(folder: &Path, files: &mut BTreeMap<PathBuf, ()>) -> Result<()> {
     for entry in std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let path = entry?.path();
-        if path.is_dir() {
+        if path.ends_with("__pycache__") {
+            // Written by who reads the sources.
+        } else if path.is_dir() {
             collect(&path, files)?;
         } else {
             files.insert(path, ());
@@ -156,7 +162,7 @@ fn check_world(component: &[u8], exports: &[&str], imports: &[&str]) -> Result<(
 }
 
 /// Leaves a file that is already the same as it is, so that what embeds it is not rebuilt.
-fn write_atomically(file: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomically(file: &Path, bytes: &[u8]) -> Result<()> {
     if std::fs::read(file).is_ok_and(|present| present == bytes) {
         return Ok(());
     }

@@ -5,7 +5,9 @@ mod bench;
 mod demo;
 mod deny;
 mod guests;
+mod languages;
 mod test;
+mod venv;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -32,6 +34,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Build the first-party guests to components under target/guests
     Guests,
+    /// Build the example guests in Python and JavaScript, and install what that needs under target/languages
+    Languages,
     /// Check licences, advisories and sources of dependencies with cargo-deny
     Deny,
 }
@@ -52,6 +56,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Test(args) => test::run(args),
         Command::Bench(command) => bench::run(command),
         Command::Guests => guests::build_all(),
+        Command::Languages => languages::run(),
         Command::Deny => deny::run(),
     }
 }

@@ -1,12 +1,11 @@
 //! `cargo xtask test`: everything CI checks, in order of how fast it fails.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::{cargo, demo, guests, workspace_root};
+use crate::{cargo, demo, guests, languages, venv, workspace_root};
 
 /// Independent clients for the end-to-end tests, pinned.
 const PYTHON_CLIENTS: [&str; 2] = ["aioquic==1.7.2", "openai==3.52.0"];
@@ -24,7 +23,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     }
     guests::build_all()?;
     let model = demo::fetch_model()?;
-    let python = python_clients()?;
+    let python = venv::bin("python-clients", &PYTHON_CLIENTS)?.join("python");
+    for missing in languages::build_all()? {
+        eprintln!("SKIPPED: {missing:#}");
+    }
     if !args.no_lint {
         step(
             "lints",
@@ -65,31 +67,4 @@ fn step(name: &str, mut command: Command) -> Result<()> {
     ensure!(status.success(), "{name} failed: {command:?}");
     eprintln!("xtask: {name} passed in {:.0} s", begin.elapsed().as_secs_f64());
     Ok(())
-}
-
-/// A virtual environment under `target/` with the clients; made once per set of pins.
-fn python_clients() -> Result<PathBuf> {
-    let folder = workspace_root().join("target/python-clients");
-    let python = folder.join("bin/python");
-    let stamp = folder.join("pins");
-    let pins = PYTHON_CLIENTS.join("\n");
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == pins) {
-        return Ok(python);
-    }
-    let base = demo::python()?;
-    let status = Command::new(&base)
-        .args(["-m", "venv", "--clear"])
-        .arg(&folder)
-        .status()?;
-    ensure!(
-        status.success(),
-        "{base} -m venv failed; on Debian: sudo apt-get install python3-venv"
-    );
-    let status = Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-        .args(PYTHON_CLIENTS)
-        .status()?;
-    ensure!(status.success(), "pip could not install {PYTHON_CLIENTS:?}");
-    std::fs::write(stamp, pins)?;
-    Ok(python)
 }

@@ -45,7 +45,8 @@ pub struct PluginOptions {
     /// Threads that answer questions to samplers and grammars, 1 to 64.
     pub workers: usize,
     /// Guest instances that may live at once: one per sampling session, chat parser and filter session, and
-    /// one per running call. Each reserves 4 GiB of address space (not memory), so that bounds checks cost nothing.
+    /// one per running call. Each reserves 4 GiB of address space (not memory), so that bounds checks cost nothing. A
+    /// guest with several linear memories counts once for each.
     pub instances_max: u32,
     /// Most candidates a sampler may ask to see.
     pub candidates_max: usize,

@@ -9,11 +9,12 @@ use wasmtime::ResourceLimiter;
 
 use crate::capability::asking::Asking;
 
-/// Core instances of one component. A component whose resources have destructors is a main instance and two
-/// small ones that tie the knot; one built for WASI preview 2 has one more.
-pub(crate) const CORE_INSTANCES_MAX: u32 = 8;
-/// Linear memories of one component.
-pub(crate) const MEMORIES_MAX: u32 = 2;
+/// Core instances of one component. A Rust guest whose resources have destructors is a main instance and two
+/// small ones that tie the knot. An interpreter is linked of shared libraries, each an instance: QuickJS has 13, CPython 38
+/// and one more for each native library that a guest brings.
+pub(crate) const CORE_INSTANCES_MAX: u32 = 64;
+/// Linear memories of one component. QuickJS has one and two empty ones.
+pub(crate) const MEMORIES_MAX: u32 = 4;
 /// Tables of one component.
 pub(crate) const TABLES_MAX: u32 = 8;
 

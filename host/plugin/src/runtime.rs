@@ -17,8 +17,8 @@ const TICK: Duration = Duration::from_millis(10);
 const WASM_STACK_BYTES: usize = 512 << 10;
 /// Metadata of one core instance: tens of bytes per function and global. A 1 MB guest needs about 100 KB.
 const CORE_INSTANCE_BYTES_MAX: usize = 512 << 10;
-/// Metadata of one component instance.
-const COMPONENT_INSTANCE_BYTES_MAX: usize = 128 << 10;
+/// Metadata of one component instance, all its core instances with it. CPython needs 402 KiB.
+const COMPONENT_INSTANCE_BYTES_MAX: usize = 512 << 10;
 /// Memory a freed slot keeps mapped and clears by writing: cheaper than handing a small guest's few pages back.
 const KEEP_RESIDENT_BYTES: usize = 128 << 10;
 

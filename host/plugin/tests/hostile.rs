@@ -421,3 +421,16 @@ fn a_component_of_very_many_instances() {
     is_link(&error, &["100"]);
     serves(&host);
 }
+
+#[test]
+fn a_component_of_very_many_memories() {
+    let host = host();
+    let instances: String = (0..5)
+        .map(|i| format!("(core instance $i{i} (instantiate $m))"))
+        .collect();
+    let component =
+        wat::parse_str(format!("(component (core module $m (memory 1)) {instances})")).expect("valid");
+    let error = host.load_model("evil", &component).err().expect("too many");
+    is_link(&error, &["5 Wasm linear memories", "maximum of 4"]);
+    serves(&host);
+}

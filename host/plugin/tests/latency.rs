@@ -199,3 +199,38 @@ fn a_filter_on_an_answer() {
     );
     assert!(text < Duration::from_millis(1), "on-text costs {text:?}");
 }
+
+/// What an interpreter costs: `cargo xtask languages` builds these guests. Deadlines are a host's, not the tests' shorter
+/// ones.
+#[test]
+#[ignore = "a measurement"]
+fn languages() {
+    let host = PluginHost::new(PluginOptions::default()).expect("a host");
+    if let Some(python) = built("python-filter") {
+        let guest = host.load_filter("python", &python).expect("it fits");
+        let params = "{\"mask\": [\"paris\"]}";
+        let session = || guest.session(params, &info()).expect("a session");
+        report("python: a new session", timed(200, || drop(session())));
+        let mut session = session();
+        let request = FilterRequest {
+            messages: vec![user("Which is the capital of France?")],
+            tools: vec![],
+        };
+        report(
+            "python: a request",
+            timed(500, || drop(session.on_request(&request).expect("it passes"))),
+        );
+        let mut token = || session.on_text(Channel::Content, " token").expect("it passes");
+        report("python: on-text of a token", timed(5_000, || drop(token())));
+    }
+    if let Some(javascript) = built("javascript-tool") {
+        let guest = host.load_tool("javascript", &javascript).expect("it fits");
+        let mut session = guest.session("{}", &info()).expect("a session");
+        let arguments = "{\"from\": \"2024-02-01\", \"to\": \"2024-03-01\"}";
+        let mut call = || session.call("days_between", arguments).expect("it counts");
+        report(
+            "javascript: a call in a new instance",
+            timed(1_000, || drop(call())),
+        );
+    }
+}
