@@ -181,11 +181,15 @@ impl PluginHost {
         let engine = runtime::engine(&options.limits, options.instances_max)?;
         // A session has one open question at most, so that a queue of this length is only ever full of
         // questions whose sessions are gone.
-        let workers = Workers::start(
+        let mut workers = Workers::start(
             options.workers,
             options.instances_max as usize,
             GRAMMAR_STACK_BYTES,
         )?;
+        // In a cell the thread that reads helps.
+        if matches!(source, CodeSource::Given) {
+            workers = workers.with_help();
+        }
         let compiler = Compiler::new(engine.clone(), &options, source)?;
         Ok(Self {
             shared: Arc::new(HostShared {

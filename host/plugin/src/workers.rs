@@ -51,6 +51,7 @@ struct Shared {
 /// owner may be one of them.
 pub(crate) struct Workers {
     shared: Arc<Shared>,
+    helped: bool,
 }
 
 impl Workers {
@@ -66,7 +67,10 @@ impl Workers {
             pushed: Condvar::new(),
             helpless_until: Mutex::default(),
         });
-        let workers = Self { shared };
+        let workers = Self {
+            shared,
+            helped: false,
+        };
         for number in 0..threads {
             let shared = Arc::clone(&workers.shared);
             // On failure the threads that already run end when `workers` is dropped.
@@ -86,13 +90,30 @@ impl Workers {
         }
         queue.jobs.push_back((nature, job));
         drop(queue);
-        self.shared.pushed.notify_one();
+        // Whoever helps comes for quick jobs right away; a thread that wakes up too would only be in the way.
+        if !(self.helped && nature == Nature::Quick) {
+            self.shared.pushed.notify_one();
+        }
         Ok(())
+    }
+
+    /// The same threads, with somebody who [helps](Self::help) after each round of pushes.
+    pub(crate) fn with_help(mut self) -> Self {
+        self.helped = true;
+        self
     }
 
     /// Does quick jobs on this thread until none waits. Whoever helps has other things to do: after a job that was not quick
     /// after all it helps no more for a second.
     pub(crate) fn help(&self) {
+        self.help_out();
+        // What is left is the threads'.
+        if !self.shared.queue().jobs.is_empty() {
+            self.shared.pushed.notify_all();
+        }
+    }
+
+    fn help_out(&self) {
         let mut helpless_until = self
             .shared
             .helpless_until

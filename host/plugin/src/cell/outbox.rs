@@ -56,6 +56,8 @@ struct Waiting {
     sending: bool,
     /// The thread of [`Outbox::send`] writes, and nobody else.
     slow: bool,
+    /// More is about to come.
+    corked: bool,
     closed: bool,
 }
 
@@ -165,12 +167,20 @@ impl Outbox {
     /// Sends what waits, or leaves it to whoever is sending.
     pub(crate) fn flush(&self, patience: Patience) {
         let mut waiting = self.waiting();
-        while !(waiting.slow || waiting.sending || waiting.closed || waiting.is_empty()) {
+        while !(waiting.slow || waiting.corked || waiting.sending || waiting.closed || waiting.is_empty()) {
             waiting = self.send_some(waiting, patience);
         }
         if waiting.slow {
             self.stalled.notify_one();
         }
+    }
+
+    /// Runs `work`, and sends what came meanwhile, from whomever, in one go at its end.
+    pub(crate) fn corked(&self, work: impl FnOnce()) {
+        self.waiting().corked = true;
+        work();
+        self.waiting().corked = false;
+        self.flush(Patience::Patient);
     }
 
     /// Writes once without the lock.
@@ -281,6 +291,17 @@ mod tests {
         assert_eq!(numbers(&mut theirs), [3]);
         outbox.close();
         assert_eq!(outbox.push(&4u32, WhenFull::Wait), Err(Refused::Closed));
+    }
+
+    #[test]
+    fn what_comes_while_corked_goes_in_one_frame() {
+        let (outbox, mut theirs) = pair();
+        outbox.corked(|| {
+            for number in 0..3u32 {
+                outbox.push_now(&number, WhenFull::Wait).expect("room");
+            }
+        });
+        assert_eq!(numbers(&mut theirs), [0, 1, 2]);
     }
 
     #[test]

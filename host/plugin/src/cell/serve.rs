@@ -206,9 +206,10 @@ impl Cell {
         }
     }
 
-    /// Answers samplers' questions on this thread until none waits: most are answered before another thread wakes up.
+    /// Answers samplers' questions on this thread until none waits: most are answered before another thread wakes up, and
+    /// their answers are one frame.
     fn help(&self) {
-        self.host.help();
+        self.out.corked(|| self.host.help());
     }
 
     /// On a thread of its own: a call that blocks.
