@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use galerne_core::deployment::Deployment;
 use galerne_core::filter::RequestInfo;
-use galerne_core::guest::ToolFactory;
+use galerne_core::guest::{GuestLoader, ToolFactory};
 use galerne_plugin::{PluginHost, PluginOptions};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -178,8 +178,8 @@ struct Bench<'a> {
     plugin: &'a Plugin,
     data: tempfile::TempDir,
     host: Host,
-    /// The plugin as a tool, once a case calls it.
-    tool: Option<Arc<dyn ToolFactory>>,
+    /// The plugin as a tool, once a case calls it, and the host it is called by.
+    tool: Option<(PluginHost, Arc<dyn ToolFactory>)>,
 }
 
 impl<'a> Bench<'a> {
@@ -245,14 +245,14 @@ impl<'a> Bench<'a> {
     /// A tool's function, with what its deployment grants.
     fn call(&mut self, case: &Case, function: &str) -> Result<Outcome> {
         let deployment = self.plugin.deployment(case);
-        let tool = match &self.tool {
-            Some(tool) => Arc::clone(tool),
+        let (_, tool) = match &self.tool {
+            Some(tool) => tool,
             None => {
                 let services = Services::new(self.data.path(), Vec::new());
                 let capabilities = services.capabilities("default", &deployment)?;
                 let host = PluginHost::new(PluginOptions::default())?.with_capabilities(capabilities);
                 let tool = host.load_tool(&self.plugin.name, &self.plugin.component)?;
-                Arc::clone(self.tool.insert(tool))
+                self.tool.insert((host, tool))
             }
         };
         let own = deployment
@@ -285,10 +285,16 @@ impl<'a> Bench<'a> {
             line.and_then(|value| value.trim().parse::<f64>().ok())
                 .unwrap_or_default()
         };
+        let called = self
+            .tool
+            .as_ref()
+            .map(|(host, _)| GuestLoader::stats(host))
+            .unwrap_or_default();
+        let busy_ms = figure("galerne_guest_busy_seconds_total ") * 1e3 + called.busy_us as f64 / 1e3;
+        let memory = figure("galerne_guest_memory_peak_bytes ").max(called.memory_peak_bytes as f64);
         println!(
-            "guests took {:.1} ms in all their calls, and at most {:.1} MiB of memory",
-            figure("galerne_guest_busy_seconds_total ") * 1e3,
-            figure("galerne_guest_memory_peak_bytes ") / f64::from(1 << 20)
+            "guests took {busy_ms:.1} ms in all their calls, and at most {:.1} MiB of memory",
+            memory / f64::from(1 << 20)
         );
         Ok(())
     }
@@ -418,7 +424,7 @@ impl Host {
     fn admin(&self, data: &Path, path: &str, body: &[u8]) -> Result<()> {
         let token = admin_token::load_or_create(data)?;
         let (status, text) = self.ask("POST", path, Some(&token), body)?;
-        if status == 200 {
+        if (200..300).contains(&status) {
             return Ok(());
         }
         let said: Value = serde_json::from_str(&text).unwrap_or_default();
