@@ -191,6 +191,8 @@ pub fn start(
         made: OnceLock::new(),
     };
     let memory = model.program.memory();
+    // What loading left behind would stay beside the weights for good.
+    trim_heap();
     let engine = handle::start(
         model.program,
         model.vocabulary,
