@@ -216,7 +216,11 @@ const EVIL: [(&str, u16, &str); 20] = [
     ("bad-events", 200, "done"),
     ("busy", 200, "done"),
     ("text", 500, "text of at most 1048576 bytes at once, got 1500000"),
-    ("tokenize", 500, "ran past its limit of 5000 ms in run"),
+    (
+        "tokenize",
+        500,
+        "at most 2000 ms of the host's work on contexts (work_max",
+    ),
     ("roles", 200, "done"),
     ("ask-for-ever", 500, "ran past its limit of 5000 ms in run"),
     ("tools", 200, "done"),

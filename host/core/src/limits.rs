@@ -115,6 +115,8 @@ pub struct PipelineLimits {
     pub blocks_max: usize,
     /// Output tokens in all.
     pub tokens_max: u32,
+    /// Time the host may work for one request's contexts: making tokens, compiling grammars.
+    pub work_max: Duration,
     /// Bytes of one text that is to become tokens; of a conversation, all its messages and functions together.
     pub text_bytes_max: usize,
     /// Bytes emitted, events included.
@@ -131,6 +133,7 @@ impl Default for PipelineLimits {
             generations_max: 32,
             blocks_max: 512,
             tokens_max: 16_384,
+            work_max: Duration::from_secs(2),
             text_bytes_max: 1 << 20,
             emitted_bytes_max: 8 << 20,
             event_bytes_max: 64 << 10,

@@ -56,6 +56,8 @@ pub(super) struct Inference {
     /// Output tokens of generations that are no more.
     tokens_before: usize,
     emitted_bytes: usize,
+    /// Time this host worked for the pipeline. A cell may lie about its guest's time, and not about this.
+    worked: Duration,
     out: Sender<Emitted>,
     shared: Arc<Shared>,
 }
@@ -87,6 +89,7 @@ impl Inference {
             generations: 0,
             tokens_before: 0,
             emitted_bytes: 0,
+            worked: Duration::ZERO,
             out,
             shared,
         }
@@ -488,7 +491,20 @@ impl CapabilitySession for Inference {
         if self.shared.is_over() {
             return Err(gone());
         }
-        self.answer(ask, time_left).map(Reply::Pipeline)
+        let (begin, is_work) = (Instant::now(), ask.is_work());
+        let answer = self.answer(ask, time_left);
+        if is_work {
+            self.worked += begin.elapsed();
+            let work_max = self.limits.work_max;
+            if self.worked > work_max {
+                let what = format!(
+                    "at most {} ms of the host's work on contexts",
+                    work_max.as_millis()
+                );
+                return Err(limit(&what, "work_max"));
+            }
+        }
+        answer.map(Reply::Pipeline)
     }
 }
 
