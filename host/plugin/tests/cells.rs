@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use galerne_core::chat::ChatOptions;
 use galerne_core::guest::{Answer, GuestError, PlanStep};
+use galerne_core::ids::TokenId;
 use galerne_core::limits::CellLimits;
 use galerne_plugin::{Isolation, PluginHost, PluginOptions};
 use guests::{Chat, Sampler, counting_waker, host_with, plan, wait, worker};
@@ -185,6 +186,30 @@ fn a_closed_session_with_an_open_question_is_no_error() {
             Answer::Pending | Answer::Ready(Ok(_))
         ));
     }
+}
+
+#[test]
+fn whoever_ends_a_session_does_not_wait_for_a_cell_that_does_not_read() {
+    let host = marked(7);
+    let guest = host
+        .load_sampler("good", &Sampler::default().component())
+        .expect("it fits");
+    let mut session = guest
+        .session("{}", 100, 0, counting_waker().0)
+        .expect("a session");
+    signal(7, STOP);
+    // More than the socket takes.
+    session.request_plan(PlanStep {
+        position: 0,
+        accepted: vec![TokenId(u32::MAX); 200_000],
+    });
+    let begin = Instant::now();
+    drop(session);
+    assert!(
+        begin.elapsed() < Duration::from_millis(200),
+        "{:?}",
+        begin.elapsed()
+    );
 }
 
 #[test]

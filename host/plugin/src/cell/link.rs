@@ -334,13 +334,14 @@ impl Connection {
             .unwrap_or_else(|_| Err(Failure::Cell("its cell ended".to_owned())))
     }
 
-    /// Sends what has no answer.
+    /// Sends what has no answer. Sessions end on the engine's thread too, which must not wait for a cell that does not read.
     pub(super) fn tell(&self, order: &Order) {
         // A cell that is gone has forgotten it already.
-        let _ = self.out.push_now(order, WhenFull::Take);
+        let _ = self.out.push(order, WhenFull::Take);
+        self.flush();
     }
 
-    /// Sends all calls that wait, in one frame.
+    /// Sends all that waits, in one frame, and waits for nobody.
     pub(super) fn flush(&self) {
         self.out.flush(Patience::Hasty);
     }

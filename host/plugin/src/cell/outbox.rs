@@ -66,6 +66,11 @@ impl Waiting {
         !self.closed && self.frame.len() > WAITING_BYTES_MAX
     }
 
+    /// A cork holds back no more than may wait: whoever works under it must find room too.
+    fn is_corked(&self) -> bool {
+        self.corked && !self.is_full()
+    }
+
     fn is_empty(&self) -> bool {
         self.rest.is_empty() && self.frame.len() <= HEADER_BYTES
     }
@@ -167,7 +172,12 @@ impl Outbox {
     /// Sends what waits, or leaves it to whoever is sending.
     pub(crate) fn flush(&self, patience: Patience) {
         let mut waiting = self.waiting();
-        while !(waiting.slow || waiting.corked || waiting.sending || waiting.closed || waiting.is_empty()) {
+        while !(waiting.slow
+            || waiting.is_corked()
+            || waiting.sending
+            || waiting.closed
+            || waiting.is_empty())
+        {
             waiting = self.send_some(waiting, patience);
         }
         if waiting.slow {
@@ -302,6 +312,25 @@ mod tests {
             }
         });
         assert_eq!(numbers(&mut theirs), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_cork_does_not_hold_more_than_may_wait() {
+        let (outbox, mut theirs) = pair();
+        let text = "x".repeat(WAITING_BYTES_MAX);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                outbox.corked(|| {
+                    for _ in 0..3 {
+                        outbox.push_now(&text, WhenFull::Wait).expect("room");
+                    }
+                });
+                outbox.socket.shutdown(std::net::Shutdown::Write).expect("open");
+            });
+            let mut got = Vec::new();
+            theirs.read_to_end(&mut got).expect("all of it");
+            assert_eq!(got.iter().filter(|byte| **byte == b'x').count(), 3 * text.len());
+        });
     }
 
     #[test]
