@@ -166,8 +166,21 @@ impl Deployment {
             let expected = format!("one of {}", DEFAULTS.join(", "));
             return Err(DeploymentError::new("defaults", expected, format!("{field:?}")));
         }
-        if self.limits.tokens_max == Some(0) {
-            return Err(DeploymentError::new("limits.tokens_max", "at least 1", 0));
+        let limits = &self.limits;
+        for (field, is_zero) in [
+            ("limits.tokens_max", limits.tokens_max == Some(0)),
+            (
+                "limits.pipeline_tokens_max",
+                limits.pipeline_tokens_max == Some(0),
+            ),
+            (
+                "limits.pipeline_blocks_max",
+                limits.pipeline_blocks_max == Some(0),
+            ),
+        ] {
+            if is_zero {
+                return Err(DeploymentError::new(field, "at least 1", 0));
+            }
         }
         if !(1..=64).contains(&self.limits.agent_steps_max) {
             let got = self.limits.agent_steps_max;
@@ -240,6 +253,14 @@ mod tests {
             (json!({"filters": many}), "filters: expected at most 16, got 17"),
             (json!({"defaults": {"messages": []}}), "defaults"),
             (json!({"limits": {"tokens_max": 0}}), "limits.tokens_max"),
+            (
+                json!({"limits": {"pipeline_tokens_max": 0}}),
+                "limits.pipeline_tokens_max",
+            ),
+            (
+                json!({"limits": {"pipeline_blocks_max": 0}}),
+                "limits.pipeline_blocks_max",
+            ),
             (
                 json!({"limits": {"agent_steps_max": 65}}),
                 "limits.agent_steps_max",

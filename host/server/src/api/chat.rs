@@ -38,6 +38,7 @@ pub(super) async fn chat(
     let mut body = parse_body(body)?;
     let name = Fields::of(&body, "")?.required_text("model")?.to_owned();
     let target = state.target(&name)?;
+    state.metrics().chosen(&target);
     target.fill_in_defaults(&mut body);
     let request = request::read(&Fields::of(&body, "")?, &state, &target)?;
     let head = Head {

@@ -33,6 +33,7 @@ pub(super) async fn completions(
     let mut body = parse_body(body)?;
     let name = Fields::of(&body, "")?.required_text("model")?.to_owned();
     let target = state.target(&name)?;
+    state.metrics().chosen(&target);
     target.fill_in_defaults(&mut body);
     let fields = Fields::of(&body, "")?;
     if let Some(live) = &target.live

@@ -14,7 +14,7 @@ use galerne_core::limits::CapabilityLimits;
 use galerne_engine::stats::EngineStats;
 use serde_json::Value;
 
-use super::state::ApiState;
+use super::state::{ApiState, Target};
 
 /// Upper bounds in seconds, as in vLLM's first-token histogram.
 const BUCKETS_S: [f64; 16] = [
@@ -81,9 +81,15 @@ impl Metrics {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A version of a deployment was chosen for a request.
-    pub(super) fn deployed(&self, name: &str, version: u32) {
-        *self.deployments().entry((name.to_owned(), version)).or_default() += 1;
+    /// This answers a request: counted if it is a version of a deployment.
+    pub(super) fn chosen(&self, target: &Target) {
+        if let Some(live) = &target.live {
+            let name = live.published.deployment.name.clone();
+            *self
+                .deployments()
+                .entry((name, live.published.version))
+                .or_default() += 1;
+        }
     }
 
     fn deployments(&self) -> MutexGuard<'_, BTreeMap<(String, u32), u64>> {

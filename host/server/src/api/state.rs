@@ -174,9 +174,6 @@ impl ApiState {
     pub(super) fn target(&self, name: &str) -> Result<Target, ApiError> {
         let draw = u8::try_from(self.unique() % 100).unwrap_or(0);
         let live = self.deployments.find(DEFAULT_TENANT, name, draw);
-        if let Some(live) = &live {
-            self.metrics.deployed(name, live.published.version);
-        }
         let model_name = live
             .as_ref()
             .map_or(name, |live| &live.published.deployment.model);
