@@ -54,6 +54,38 @@ pub fn plain_plan() -> Plan {
     }
 }
 
+/// Numbers that follow from a seed, for a session's own draws: equal seeds must give equal choices. `SplitMix64`, Steele, Lea
+/// and Flood 2014.
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// From [`SequenceInfo::seed`].
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// In `[0, 1)`.
+    pub fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// The place of one of these weights, each as likely as it is large; the last if rounding leaves none.
+    pub fn pick(&mut self, weights: &[f64]) -> usize {
+        let mut left = self.uniform() * weights.iter().sum::<f64>();
+        let picked = weights.iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        });
+        picked.unwrap_or(weights.len().saturating_sub(1))
+    }
+}
+
 /// Parses the parameters and creates; what the exported function does.
 ///
 /// # Errors

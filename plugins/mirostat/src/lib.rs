@@ -2,7 +2,7 @@
 //! follows the observed error.
 
 use galerne_sdk::json::Value;
-use galerne_sdk::sampling::{Candidate, Plan, SequenceInfo, Session, Step, plain_plan};
+use galerne_sdk::sampling::{Candidate, Plan, Random, SequenceInfo, Session, Step, plain_plan};
 
 /// Candidates asked for. The bound rarely lets more pass; what lies beyond is unlikely enough.
 const CANDIDATES: u32 = 128;
@@ -15,7 +15,7 @@ struct Mirostat {
     temperature: f32,
     /// Bound of a token's surprise, bits.
     mu: f64,
-    random: SplitMix64,
+    random: Random,
     /// What the last choice was made from, until the host says which token came.
     shown: Option<Shown>,
 }
@@ -36,7 +36,7 @@ impl Session for Mirostat {
             eta: params.number("eta", 0.1, 0.0001, 1.0)?,
             temperature: params.number("temperature", 1.0, 0.01, 10.0)? as f32,
             mu: 2.0 * tau,
-            random: SplitMix64(info.seed),
+            random: Random::new(info.seed),
             shown: None,
         })
     }
@@ -60,22 +60,14 @@ impl Session for Mirostat {
             .count()
             .max(1);
         let kept = &candidates[..kept.min(candidates.len())];
-        let total: f64 = kept
+        let weights: Vec<f64> = kept
             .iter()
             .map(|candidate| f64::from(candidate.logprob).exp())
-            .sum();
-        let mut left = self.random.uniform() * total;
-        let mut chosen = 0;
-        for (index, candidate) in kept.iter().enumerate() {
-            chosen = index;
-            left -= f64::from(candidate.logprob).exp();
-            if left < 0.0 {
-                break;
-            }
-        }
+            .collect();
+        let chosen = self.random.pick(&weights);
         self.shown = Some(Shown {
             candidates: candidates.to_vec(),
-            kept_log2: total.log2(),
+            kept_log2: weights.iter().sum::<f64>().log2(),
         });
         chosen as u32
     }
@@ -132,24 +124,6 @@ impl Params<'_> {
                 .filter(|number| (low..=high).contains(number))
                 .ok_or_else(|| format!("params.{name}: expected a number from {low} to {high}, got {value}")),
         }
-    }
-}
-
-/// A small generator of good quality (Steele et al. 2014).
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// In `[0, 1)`.
-    fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

@@ -7,7 +7,7 @@
 mod green;
 
 use galerne_sdk::json::Value;
-use galerne_sdk::sampling::{Candidate, Plan, SequenceInfo, Session, Step, plain_plan};
+use galerne_sdk::sampling::{Candidate, Plan, Random, SequenceInfo, Session, Step, plain_plan};
 
 use green::Green;
 
@@ -21,7 +21,7 @@ struct Watermark {
     top_p: f32,
     /// The last token of the output; nothing before the first is known.
     before: Option<u32>,
-    random: SplitMix64,
+    random: Random,
 }
 
 impl Session for Watermark {
@@ -49,7 +49,7 @@ impl Session for Watermark {
             temperature: number("temperature", 1.0, 0.01, 10.0)? as f32,
             top_p: number("top_p", 1.0, 0.0, 1.0)? as f32,
             before: None,
-            random: SplitMix64(info.seed),
+            random: Random::new(info.seed),
         })
     }
 
@@ -69,16 +69,7 @@ impl Session for Watermark {
             .iter()
             .map(|candidate| self.weight(candidate))
             .collect();
-        let mut left = self.random.uniform() * weights.iter().sum::<f64>();
-        let mut chosen = 0;
-        for (index, weight) in weights.iter().enumerate() {
-            chosen = index;
-            left -= weight;
-            if left < 0.0 {
-                break;
-            }
-        }
-        chosen as u32
+        self.random.pick(&weights) as u32
     }
 }
 
@@ -99,20 +90,6 @@ impl Watermark {
 }
 
 galerne_sdk::export_sampler!(Watermark);
-
-/// Steele, Lea and Flood 2014.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    /// In [0, 1).
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
 
 #[cfg(test)]
 mod tests {
