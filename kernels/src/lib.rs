@@ -6,6 +6,7 @@
 
 pub mod conformance;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod program;
 pub mod quant;

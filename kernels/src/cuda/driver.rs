@@ -1,0 +1,257 @@
+//! What the device needs of a GPU's driver: memory, copies, launches in order. Knows no kernel.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::program::View;
+
+/// An address in device memory; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct DevicePtr(pub u64);
+
+impl DevicePtr {
+    /// No address: an operand that is not there.
+    pub const NULL: Self = Self(0);
+
+    /// The address `bytes` further.
+    #[must_use]
+    pub const fn offset(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+/// Columns of a buffer in device memory, as kernels take them: `View` in `galerne.cuh`. Elements are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct DeviceView {
+    /// The first row's first column.
+    pub at: DevicePtr,
+    /// Elements from one row to the next.
+    pub stride: u32,
+    /// Columns.
+    pub width: u32,
+}
+
+impl DeviceView {
+    /// No operand.
+    pub const NONE: Self = Self {
+        at: DevicePtr::NULL,
+        stride: 0,
+        width: 0,
+    };
+
+    /// A view of a buffer whose rows have `stride` elements and begin at `buffer`.
+    #[must_use]
+    pub const fn new(buffer: DevicePtr, stride: u32, view: View) -> Self {
+        Self {
+            at: buffer.offset(view.start as usize * 4),
+            stride,
+            width: view.width,
+        }
+    }
+
+    /// Whether every row can be read four columns at a time.
+    #[must_use]
+    pub const fn is_vector_aligned(self) -> bool {
+        self.at.0.is_multiple_of(16) && self.stride.is_multiple_of(4) && self.width.is_multiple_of(4)
+    }
+}
+
+/// One kernel to run. Launchers make it from shapes and addresses; it holds all it needs, so that it can run again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// The entry point's name.
+    pub kernel: &'static str,
+    /// Blocks in x, y and z; with a 0 among them nothing runs.
+    pub grid: [u32; 3],
+    /// Threads per block, all in x.
+    pub threads: u32,
+    /// Shared memory per block.
+    pub shared_bytes: u32,
+    /// The kernel's parameter struct.
+    pub params: Vec<u8>,
+}
+
+impl Launch {
+    /// A launch with this parameter struct.
+    #[must_use]
+    pub fn new<P: Pod>(
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        params: &P,
+    ) -> Self {
+        Self {
+            kernel,
+            grid,
+            threads,
+            shared_bytes,
+            params: bytemuck::bytes_of(params).to_vec(),
+        }
+    }
+}
+
+/// What a GPU is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Properties {
+    /// For example `NVIDIA H200`.
+    pub name: String,
+    /// What its kernels are compiled for, for example `sm_90a`.
+    pub arch: String,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Its memory.
+    pub memory_bytes: usize,
+    /// Memory nobody has taken yet.
+    pub free_bytes: usize,
+    /// Most dynamic shared memory a block can have.
+    pub shared_bytes_max: u32,
+}
+
+/// Why a driver could not do something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DriverError {
+    /// There is not so much memory.
+    #[error("{bytes} bytes of device memory could not be allocated")]
+    Memory {
+        /// How much was asked for.
+        bytes: usize,
+    },
+    /// A kernel is not in this build.
+    #[error("kernel {name} is not in this build's kernels for {arch}; build them with cargo xtask kernels")]
+    Kernel {
+        /// The entry point.
+        name: String,
+        /// Compiled for.
+        arch: String,
+    },
+    /// A call failed; after most of them the device's context is lost.
+    #[error("{call}: {reason}")]
+    Failed {
+        /// The driver's function, or the kernel.
+        call: String,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// Host memory that the device copies from and to on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPtr(pub *mut u8);
+
+// SAFETY: an address; whoever reads or writes behind it keeps `Driver`'s contract.
+unsafe impl Send for HostPtr {}
+// SAFETY: as above.
+unsafe impl Sync for HostPtr {}
+
+/// Launches that run again and again, prepared once. Dropping it frees what the driver keeps for it.
+pub trait Graph: Send + Sync {
+    /// Enqueues all of them.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Safety
+    /// As [`Driver::enqueue`].
+    unsafe fn enqueue(&self) -> Result<(), DriverError>;
+}
+
+/// One GPU with one queue: what is enqueued runs in order.
+pub trait Driver: Send + Sync {
+    /// What it is.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn properties(&self) -> Result<Properties, DriverError>;
+
+    /// Takes device memory, aligned to 256 bytes, of any content.
+    ///
+    /// # Errors
+    /// There is not so much.
+    fn allocate(&self, bytes: usize) -> Result<DevicePtr, DriverError>;
+
+    /// Gives device memory back.
+    ///
+    /// # Safety
+    /// It came from `allocate`, and nothing that is enqueued uses it.
+    unsafe fn release(&self, at: DevicePtr);
+
+    /// Takes host memory, aligned to 64 bytes, zeroed.
+    ///
+    /// # Errors
+    /// There is not so much.
+    fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DriverError>;
+
+    /// Gives host memory back.
+    ///
+    /// # Safety
+    /// It came from `allocate_host`, and nothing that is enqueued uses it.
+    unsafe fn release_host(&self, at: HostPtr);
+
+    /// Copies to the device and returns when it is done. For loading.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Safety
+    /// The target is allocated, and nothing that is enqueued uses it.
+    unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<(), DriverError>;
+
+    /// Waits for everything enqueued, copies from the device and returns when it is done. For tests and loading.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Safety
+    /// The source is allocated.
+    unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<(), DriverError>;
+
+    /// Enqueues a copy to the device.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Safety
+    /// Both are allocated, and the host leaves `from` alone until the copy is done.
+    unsafe fn enqueue_write(&self, to: DevicePtr, from: HostPtr, bytes: usize) -> Result<(), DriverError>;
+
+    /// Enqueues a copy from the device.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Safety
+    /// Both are allocated, and the host leaves `to` alone until the copy is done.
+    unsafe fn enqueue_read(&self, from: DevicePtr, to: HostPtr, bytes: usize) -> Result<(), DriverError>;
+
+    /// Enqueues zeroing.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Safety
+    /// The memory is allocated.
+    unsafe fn enqueue_zero(&self, at: DevicePtr, bytes: usize) -> Result<(), DriverError>;
+
+    /// Enqueues launches.
+    ///
+    /// # Errors
+    /// A kernel that is not there, or the device failed.
+    ///
+    /// # Safety
+    /// What the launches' parameters point to is allocated and as large as the kernels' files say, until they have run.
+    unsafe fn enqueue(&self, launches: &[Launch]) -> Result<(), DriverError>;
+
+    /// Prepares launches to be enqueued often.
+    ///
+    /// # Errors
+    /// A kernel that is not there, or the device failed.
+    fn graph(&self, launches: &[Launch]) -> Result<Box<dyn Graph>, DriverError>;
+
+    /// Waits for everything enqueued.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn finish(&self) -> Result<(), DriverError>;
+}

@@ -1,0 +1,4 @@
+//! Launchers, one file per kernel file and named as it: from shapes and addresses to a [`super::driver::Launch`]. They check nothing that
+//! the program's gate has checked, and touch no memory.
+
+pub mod norm;

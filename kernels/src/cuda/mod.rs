@@ -1,0 +1,6 @@
+//! The CUDA device: a step is a list of launches over memory that one planner laid out. The kernels are in `kernels/cuda`.
+//!
+//! Everything above [`driver::Driver`] runs the same on a GPU and on the CPU shim that tests use.
+
+pub mod driver;
+pub mod launch;
