@@ -4,9 +4,12 @@
     reason = "kernels are where raw memory and vector instructions live"
 )]
 
+mod batch;
+mod check;
 pub mod conformance;
 pub mod cpu;
 pub mod cuda;
 pub mod device;
+mod layout;
 pub mod program;
 pub mod quant;

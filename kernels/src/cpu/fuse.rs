@@ -1,7 +1,7 @@
 //! What of a program is run together: a norm or a gated activation whose only reader is the linear map after it
 //! becomes that map's prologue, and saves a meeting of all workers. Knows nothing of kernels.
 
-use super::layout::views;
+use crate::layout::views;
 use crate::program::{Instr, Program, View};
 
 /// One thing that workers share out and finish together.
@@ -37,6 +37,15 @@ pub(crate) fn plan(program: &Program) -> Vec<Planned> {
         planned.push(Planned::Linear { at, prologue });
     }
     planned
+}
+
+/// Each prologue with its map.
+pub(crate) fn prologues(planned: &[Planned]) -> Vec<(usize, usize)> {
+    let pair = |planned: &Planned| match *planned {
+        Planned::Linear { at, prologue } => prologue.map(|prologue| (prologue, at)),
+        Planned::One(_) => None,
+    };
+    planned.iter().filter_map(pair).collect()
 }
 
 /// Whether `before` may be computed by every reader for itself while the map at `at` runs.

@@ -3,15 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use galerne_core::graph::EmbeddingIndex;
 use galerne_core::weights::WeightSource;
 
 use super::attention::AttentionScratch;
-use super::check::check;
-use super::fuse::{Planned, plan};
+use super::fuse::{Planned, plan, prologues};
 use super::isa::Isa;
 use super::kv::KvPool;
-use super::layout::{Layout, RowsMax, place};
 use super::memory::{Arena, Memory, Rect};
 use super::mixture::{MixtureScratch, Part};
 use super::pool::Ticket;
@@ -19,6 +16,7 @@ use super::quantize_rows::QuantBuffer;
 use super::rope::RopeTable;
 use super::weights::{Matrix, load_matrix, load_vector};
 use crate::device::{DeviceError, KvSpec, LoadOptions, MemoryUse, Precision};
+use crate::layout::{Layout, RowsMax, place};
 use crate::program::{Instr, MixtureSpec, NormKind, Program, View, WeightId};
 
 /// A program ready to run.
@@ -43,10 +41,6 @@ pub(crate) struct Loaded {
     pub(crate) workers: Vec<WorkerRoom>,
     /// Rows up to which each worker prepares a linear map's input for itself.
     pub(crate) own_rows: usize,
-    /// Entries a token id must stay below, if tokens are looked up.
-    pub(crate) vocabulary: Option<usize>,
-    /// Entries a position must stay below, if positions are looked up.
-    pub(crate) positions: Option<usize>,
     buffers: Memory,
     layout: Layout,
     weight_bytes: usize,
@@ -86,7 +80,7 @@ fn tickets(program: &Program, workers: usize) -> Vec<Ticket> {
 }
 
 impl Loaded {
-    /// Loads everything.
+    /// Loads everything of a program that has passed its gate.
     pub(crate) fn load(
         program: &Program,
         source: &dyn WeightSource,
@@ -94,8 +88,6 @@ impl Loaded {
         isa: Isa,
         threads: usize,
     ) -> Result<Self, DeviceError> {
-        check_options(options)?;
-        check(program)?;
         let uses = Uses::of(program);
         let mut loader = Loader {
             source,
@@ -121,7 +113,7 @@ impl Loaded {
             sequences: options.sequences_max,
         };
         let planned = plan(program);
-        let layout = place(program, &planned, rows_max);
+        let layout = place(program, &prologues(&planned), rows_max);
         let buffers = Memory::zeroed("buffers", layout.elements * 4)?;
         let kv_spec = KvSpec {
             dtype: options.kv_dtype(),
@@ -157,8 +149,6 @@ impl Loaded {
             quant: QuantBuffer::new(options.step_tokens_max.max(options.sequences_max), quant_width)?,
             workers: workers.collect::<Result<_, DeviceError>>()?,
             own_rows,
-            vocabulary: entries(program, &matrices, |index| index == EmbeddingIndex::Tokens, 0),
-            positions: positions(program, &matrices),
             matrices,
             vectors,
             kv,
@@ -195,61 +185,6 @@ impl Loaded {
                 + self.workers.iter().map(room).sum::<usize>(),
         }
     }
-}
-
-fn check_options(options: LoadOptions) -> Result<(), DeviceError> {
-    let numbers = [
-        ("step_tokens_max", options.step_tokens_max),
-        ("sequences_max", options.sequences_max),
-        ("kv.block_tokens", options.kv.block_tokens),
-        ("kv.blocks", options.kv.blocks),
-    ];
-    for (what, got) in numbers {
-        if got == 0 {
-            let (expected, got) = ("at least 1".to_owned(), got.to_string());
-            return Err(DeviceError::Batch { what, expected, got });
-        }
-    }
-    Ok(())
-}
-
-/// The fewest entries of the embeddings of one kind, less an offset.
-fn entries(
-    program: &Program,
-    matrices: &[Vec<Part>],
-    kind: impl Fn(EmbeddingIndex) -> bool,
-    offset: u32,
-) -> Option<usize> {
-    let tables = program.instrs.iter().filter_map(|instr| match instr {
-        Instr::Embedding { table, index, .. } if kind(*index) => Some(*table),
-        _ => None,
-    });
-    let rows = |table: WeightId| {
-        matrices[table.index()]
-            .iter()
-            .map(|part| part.matrix.rows)
-            .sum::<usize>()
-    };
-    tables
-        .map(rows)
-        .min()
-        .map(|rows| rows.saturating_sub(offset as usize))
-}
-
-fn positions(program: &Program, matrices: &[Vec<Part>]) -> Option<usize> {
-    let limits = program.instrs.iter().filter_map(|instr| match instr {
-        Instr::Embedding {
-            index: EmbeddingIndex::Positions(offset),
-            ..
-        } => entries(
-            program,
-            matrices,
-            |index| index == EmbeddingIndex::Positions(*offset),
-            *offset,
-        ),
-        _ => None,
-    });
-    limits.min()
 }
 
 /// Loads each stored tensor once, however many weights name it.

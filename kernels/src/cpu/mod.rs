@@ -3,7 +3,6 @@
 
 mod attention;
 mod attention_rows;
-mod check;
 mod device;
 mod elementwise;
 mod exec;
@@ -12,7 +11,6 @@ mod fuse;
 mod isa;
 mod kv;
 mod kv_element;
-mod layout;
 mod linear;
 mod linear_grouped;
 mod linear_plain;

@@ -55,13 +55,6 @@ impl Packed {
     }
 }
 
-/// Whether the mask has a word for every 32 of `width` tokens and allows one of them.
-pub(crate) fn fits(mask: &[u32], width: usize) -> bool {
-    let (whole, rest) = (width / WORD, width % WORD);
-    let allows_rest = || rest > 0 && mask[whole] & ((1 << rest) - 1) != 0;
-    mask.len() == width.div_ceil(WORD) && (mask[..whole].iter().any(|&word| word != 0) || allows_rest())
-}
-
 /// Writes the allowed of 32 logits to the beginning of `room`; returns their number. What follows is overwritten too.
 fn pack(values: &[f32; WORD], mut word: u32, room: &mut [f32]) -> usize {
     let count = word.count_ones() as usize;

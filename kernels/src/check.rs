@@ -3,8 +3,8 @@
 
 use galerne_core::graph::{EmbeddingIndex, Rows};
 
-use super::layout::views;
 use crate::device::DeviceError;
+use crate::layout::views;
 use crate::program::{
     AttentionLayer, Instr, MixtureSpec, NormKind, NormSpec, Program, RopeId, View, WeightId,
 };

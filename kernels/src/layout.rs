@@ -3,7 +3,6 @@
 
 use galerne_core::graph::Rows;
 
-use super::fuse::Planned;
 use crate::program::{BufferId, Instr, Program, View};
 
 /// Where buffers lie.
@@ -31,9 +30,10 @@ impl RowsMax {
     }
 }
 
-/// Places buffers: each takes the best-fitting place whose last user is done, or a new one.
-pub(crate) fn place(program: &Program, planned: &[Planned], rows: RowsMax) -> Layout {
-    let lives = lives(program, planned);
+/// Places buffers: each takes the best-fitting place whose last user is done, or a new one. `later` are pairs of an instruction
+/// and a later one with which it runs: what the first reads lives until the second is done.
+pub(crate) fn place(program: &Program, later: &[(usize, usize)], rows: RowsMax) -> Layout {
+    let lives = lives(program, later);
     let sizes: Vec<usize> = program
         .buffers
         .iter()
@@ -78,9 +78,8 @@ pub(crate) fn place(program: &Program, planned: &[Planned], rows: RowsMax) -> La
 
 const LINE_ELEMENTS: usize = 16;
 
-/// First and last instruction that names each buffer; the output lives to the end. What a prologue reads lives
-/// until its map is done.
-fn lives(program: &Program, planned: &[Planned]) -> Vec<Option<(usize, usize)>> {
+/// First and last instruction that names each buffer; the output lives to the end.
+fn lives(program: &Program, later: &[(usize, usize)]) -> Vec<Option<(usize, usize)>> {
     let mut lives = vec![None; program.buffers.len()];
     let mut touch = |buffer: BufferId, at: usize| {
         let life = lives[buffer.index()].get_or_insert((at, at));
@@ -93,16 +92,10 @@ fn lives(program: &Program, planned: &[Planned]) -> Vec<Option<(usize, usize)>> 
         }
     }
     touch(program.output.buffer, program.instrs.len());
-    for planned in planned {
-        if let Planned::Linear {
-            at,
-            prologue: Some(prologue),
-        } = *planned
-        {
-            for read in views(&program.instrs[prologue]).0 {
-                let life = lives[read.buffer.index()].get_or_insert((prologue, at));
-                life.1 = life.1.max(at);
-            }
+    for &(early, late) in later {
+        for read in views(&program.instrs[early]).0 {
+            let life = lives[read.buffer.index()].get_or_insert((early, late));
+            life.1 = life.1.max(late);
         }
     }
     lives
