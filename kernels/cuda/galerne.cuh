@@ -28,8 +28,8 @@ struct View {
 };
 
 // Where keys and values of one layer lie. Block b of the pool starts at bytes + b * block_bytes and holds, in order:
-// keys [kv_heads][block_tokens][head_width], values likewise; for 8-bit integers then f32 scales of the keys
-// [kv_heads][block_tokens] and of the values, by which codes are multiplied.
+// keys [kv_heads][block_tokens][head_width], values likewise; for 8-bit integers then, from the next multiple of 16 bytes,
+// f32 scales of the keys [kv_heads][block_tokens] and of the values, by which codes are multiplied.
 struct KvLayer {
     unsigned char* bytes;
     uint64_t block_bytes;
@@ -40,6 +40,18 @@ struct KvLayer {
 };
 
 enum KvDtype : uint32_t { KV_F32 = 0, KV_BF16 = 1, KV_F16 = 2, KV_INT8 = 3, KV_FP8 = 4 };
+
+// Bytes of one number.
+DEVICE constexpr uint32_t kv_bytes(uint32_t dtype) { return dtype == KV_F32 ? 4 : dtype == KV_BF16 || dtype == KV_F16 ? 2 : 1; }
+
+// Bytes from a block's keys to its values, and to its scales of keys and of values.
+DEVICE size_t kv_values_at(const KvLayer& kv) {
+    return static_cast<size_t>(kv.kv_heads) * kv.block_tokens * kv.head_width * kv_bytes(kv.dtype);
+}
+DEVICE size_t kv_scales_at(const KvLayer& kv, bool is_value) {
+    const size_t scales = static_cast<size_t>(kv.kv_heads) * kv.block_tokens * 4;
+    return (2 * kv_values_at(kv) + 15) / 16 * 16 + (is_value ? scales : 0);
+}
 
 constexpr uint32_t WARP = 32;
 constexpr uint32_t ALL_LANES = 0xffffffffu;

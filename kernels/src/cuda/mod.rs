@@ -3,5 +3,6 @@
 //! Everything above [`driver::Driver`] runs the same on a GPU and on the CPU shim that tests use.
 
 pub mod driver;
+pub mod kv;
 pub mod launch;
 pub mod native;
