@@ -5,4 +5,6 @@
 pub mod driver;
 pub mod kv;
 pub mod launch;
+pub mod memory;
 pub mod native;
+pub mod tables;
