@@ -2,6 +2,7 @@
 //!
 //! Everything above [`driver::Driver`] runs the same on a GPU and on the CPU shim that tests use.
 
+pub mod attention_plan;
 pub mod driver;
 pub mod kv;
 pub mod launch;

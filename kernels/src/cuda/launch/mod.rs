@@ -1,4 +1,5 @@
 //! Launchers, one file per kernel file and named as it: from shapes and addresses to a [`super::driver::Launch`]. They check nothing that
 //! the program's gate has checked, and touch no memory.
 
+pub mod attention;
 pub mod norm;

@@ -1,0 +1,115 @@
+//! Launcher of the `attention_*.cu` kernels: attention of rows over a layer's paged keys and values, by a plan on the device.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::cuda::attention_plan::{Plan, PlanShape};
+use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
+use crate::cuda::kv::{KvElement, KvLayer};
+use crate::program::AttentionLayer;
+
+const THREADS: u32 = 128;
+const WARPS: u32 = THREADS / 32;
+
+/// The parameter struct, `AttentionParams` in `attention.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct AttentionParams {
+    q: DeviceView,
+    out: DeviceView,
+    kv: KvLayer,
+    plan: DevicePtr,
+    block_table: DevicePtr,
+    partial: DevicePtr,
+    log_sums: DevicePtr,
+    blocks_stride: u32,
+    slots_at: u32,
+    group: u32,
+    window: u32,
+    is_causal: u32,
+    block_shift: u32,
+    scale: f32,
+    soft_cap: f32,
+}
+
+/// What a step keeps on the device for attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tables {
+    /// The plan of the layer's shape, as [`Plan::encode`] writes it.
+    pub plan: DevicePtr,
+    /// `[sequences, blocks_stride]` block numbers by position.
+    pub blocks: DevicePtr,
+    /// Most blocks of a sequence.
+    pub blocks_stride: u32,
+    /// Partial results: [`crate::cuda::attention_plan::PlanCapacity::partial_floats`] f32, 16-byte aligned.
+    pub partial: DevicePtr,
+}
+
+/// What is known of a step's sequences when its launches are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// One token of each.
+    Decode,
+    /// Any number of tokens.
+    Mixed,
+}
+
+/// `out = attention(q)` over the layer's keys and values, for all rows of the plan; rows of padding become zeros.
+/// `q` and `out` are `[rows, heads * head_width]`.
+#[must_use]
+pub fn attention(
+    layer: &AttentionLayer,
+    shape: &PlanShape,
+    (q, out): (DeviceView, DeviceView),
+    kv: KvLayer,
+    tables: Tables,
+    step: Step,
+) -> Vec<Launch> {
+    let partial_numbers = shape.partial_rows_max() * (shape.kv_heads * shape.head_width) as usize;
+    let params = AttentionParams {
+        q,
+        out,
+        kv,
+        plan: tables.plan,
+        block_table: tables.blocks,
+        partial: tables.partial,
+        log_sums: tables.partial.offset(4 * partial_numbers),
+        blocks_stride: tables.blocks_stride,
+        slots_at: 0,
+        group: shape.group,
+        window: shape.sliding_window.unwrap_or(u32::MAX),
+        is_causal: u32::from(shape.causal),
+        block_shift: if kv.block_tokens.is_power_of_two() {
+            kv.block_tokens.trailing_zeros()
+        } else {
+            32
+        },
+        scale: layer.scale,
+        soft_cap: layer.soft_cap.unwrap_or(0.0),
+    };
+    let grid = [shape.slots, shape.kv_heads, 1];
+    let tiles: &[bool] = match step {
+        Step::Decode if shape.decodes_in_small_tiles() => &[true],
+        Step::Decode => &[false],
+        Step::Mixed => &[true, false],
+    };
+    let part = |&is_small: &bool| {
+        let slots_at = Plan::slots_at(shape.slots, is_small);
+        exact(grid, &AttentionParams { slots_at, ..params })
+    };
+    let mut launches: Vec<Launch> = tiles.iter().map(part).collect();
+    launches.push(Launch::new("attention_merge", grid, THREADS, 0, &params));
+    launches
+}
+
+/// Any shape, in f32.
+fn exact(grid: [u32; 3], params: &AttentionParams) -> Launch {
+    let kernel = match params.kv.element() {
+        KvElement::F32 => "attention_exact_f32",
+        KvElement::Bf16 => "attention_exact_bf16",
+        KvElement::F16 => "attention_exact_f16",
+        KvElement::Int8 => "attention_exact_int8",
+        KvElement::Fp8 => "attention_exact_fp8",
+    };
+    let shared_bytes = WARPS * (32 * 8 + 32 * 4 + 2 * params.kv.head_width * 4);
+    Launch::new(kernel, grid, THREADS, shared_bytes, params)
+}
