@@ -9,3 +9,4 @@ pub mod launch;
 pub mod memory;
 pub mod native;
 pub mod tables;
+pub mod weights;

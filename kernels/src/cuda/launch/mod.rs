@@ -2,4 +2,8 @@
 //! the program's gate has checked, and touch no memory.
 
 pub mod attention;
+pub mod dequantize;
+pub mod embedding;
+pub mod linear;
+pub mod linear_exact;
 pub mod norm;

@@ -1,0 +1,36 @@
+//! Which kernels run a linear map.
+
+use super::linear_exact::linear_exact;
+use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
+use crate::cuda::weights::DeviceMatrix;
+use crate::device::Precision;
+
+/// `out = x W^T + bias`, or `out += x W^T + bias`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    /// `[rows, matrix.width]`
+    pub x: DeviceView,
+    /// `[out, in]`
+    pub matrix: DeviceMatrix,
+    /// `[matrix.rows]` f32, or [`DevicePtr::NULL`].
+    pub bias: DevicePtr,
+    /// Whether to add to what is in `out`.
+    pub accumulate: bool,
+    /// `[rows, matrix.rows]`; may not overlap `x`.
+    pub out: DeviceView,
+    /// Rows of `x` and `out`.
+    pub rows: u32,
+}
+
+/// Bytes of workspace that [`linear`] needs for maps of at most `rows` rows and `width` columns of input. All maps of
+/// a program can share one workspace, aligned to 256 bytes, of the most that any of them needs. It is zeroed once.
+#[must_use]
+pub const fn workspace_bytes(_rows: u32, _width: u32) -> usize {
+    0
+}
+
+/// The launches of a linear map.
+#[must_use]
+pub fn linear(linear: &Linear, _precision: Precision, _workspace: DevicePtr) -> Vec<Launch> {
+    vec![linear_exact(linear)]
+}
