@@ -13,7 +13,9 @@ const FILE_LINES_MAX: usize = 800;
 /// Which of our crates each crate may depend on, in any way.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("galerne-core", &[]),
-    ("galerne-kernels", &["galerne-core"]),
+    // The shim runs its kernels in tests.
+    ("galerne-kernels", &["galerne-core", "galerne-cuda-shim"]),
+    ("galerne-cuda-shim", &["galerne-kernels"]),
     ("galerne-engine", &["galerne-core", "galerne-kernels"]),
     ("galerne-plugin", &["galerne-core"]),
     ("galerne-store", &["galerne-core"]),
@@ -187,6 +189,19 @@ fn anyhow_stays_in_the_binary_xtask_and_tests() {
         }
     }
     none(&findings, "anyhow");
+}
+
+#[test]
+fn the_shim_is_for_tests_only() {
+    let packages = metadata().packages;
+    let uses = packages.iter().flat_map(|package| {
+        let ours = package.dependencies.iter();
+        ours.filter(|dependency| {
+            dependency.name == "galerne-cuda-shim" && dependency.kind != DependencyKind::Development
+        })
+        .map(move |_| format!("{}: make it a dev-dependency", package.name))
+    });
+    none(&uses.collect::<Vec<_>>(), "galerne-cuda-shim");
 }
 
 #[test]

@@ -1,0 +1,292 @@
+//! A driver that runs the CUDA kernels' sources on the CPU, for tests: each thread of a block a fiber, in an order
+//! that a seed decides. What goes wrong in a kernel is an error or the end of the process. Knows no kernel.
+#![expect(unsafe_code, reason = "it calls C++ and hands out raw memory")]
+
+mod memory;
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytemuck::Pod;
+use galerne_kernels::cuda::driver::{
+    DevicePtr, DeviceView, Driver, DriverError, Graph, HostPtr, Launch, Properties,
+};
+use galerne_kernels::program::{BufferId, View};
+use memory::Mapping;
+
+unsafe extern "C" {
+    fn shim_find(name: *const c_char) -> c_int;
+    fn shim_kernel(index: c_int, params_bytes: *mut usize) -> *const c_char;
+    fn shim_launch(
+        index: c_int,
+        params: *const c_void,
+        params_bytes: usize,
+        grid: *const u32,
+        threads: u32,
+        shared_bytes: usize,
+        seed: u64,
+        error: *mut c_char,
+        error_bytes: usize,
+    ) -> usize;
+}
+
+/// Names of all kernels of this build, and the bytes of each one's parameter struct.
+#[must_use]
+pub fn kernels() -> Vec<(String, usize)> {
+    let mut kernels = Vec::new();
+    loop {
+        let mut params_bytes = 0;
+        let index = c_int::try_from(kernels.len()).expect("few kernels");
+        // SAFETY: past the last kernel it answers null.
+        let name = unsafe { shim_kernel(index, &raw mut params_bytes) };
+        if name.is_null() {
+            return kernels;
+        }
+        // SAFETY: a string literal of the kernel's file.
+        let name = unsafe { CStr::from_ptr(name) };
+        kernels.push((name.to_string_lossy().into_owned(), params_bytes));
+    }
+}
+
+/// The driver. What is enqueued has run when the call returns, on the caller's thread.
+///
+/// Device memory is filled with 0xff, and ends where a page begins that nobody may touch; so it begins at a multiple of
+/// 16 bytes only. A kernel that reads or writes past an end, or 16 bytes at an address that is no multiple of 16, ends the
+/// process, which says the kernel's name.
+#[derive(Debug)]
+pub struct Shim {
+    seed: u64,
+    launches: AtomicU64,
+    mappings: Mutex<BTreeMap<u64, Mapping>>,
+}
+
+impl Shim {
+    /// A driver that runs a block's threads in an order made from `seed`.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            launches: AtomicU64::new(0),
+            mappings: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// Device memory with these numbers.
+    #[must_use]
+    pub fn memory<T: Pod>(&self, numbers: &[T]) -> Memory<'_, T> {
+        let memory = self.poisoned(numbers.len());
+        // SAFETY: allocated just now, of this size.
+        let written = unsafe { self.write(memory.at, bytemuck::cast_slice(numbers)) };
+        written.expect("the shim writes memory");
+        memory
+    }
+
+    /// Device memory for `count` numbers, all bytes 0xff: NaN in every format of floats.
+    #[must_use]
+    pub fn poisoned<T: Pod>(&self, count: usize) -> Memory<'_, T> {
+        let at = self.allocate(count * size_of::<T>()).expect("memory for a test");
+        Memory {
+            shim: self,
+            at,
+            count,
+            numbers: std::marker::PhantomData,
+        }
+    }
+
+    fn mappings(&self) -> MutexGuard<'_, BTreeMap<u64, Mapping>> {
+        self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn map(&self, bytes: usize, fill: u8) -> Result<u64, DriverError> {
+        let mapping = Mapping::new(bytes, fill).ok_or(DriverError::Memory { bytes })?;
+        let at = mapping.at() as u64;
+        self.mappings().insert(at, mapping);
+        Ok(at)
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<(), DriverError> {
+        let kernel = find(launch.kernel)?;
+        let mut params = vec![0_u64; launch.params.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut params)[..launch.params.len()].copy_from_slice(&launch.params);
+        let number = self.launches.fetch_add(1, Ordering::Relaxed);
+        let mut error = vec![0_u8; 400];
+        // SAFETY: the kernel exists, parameters are of the length said and aligned, and what they point to is the
+        // business of whoever enqueued them.
+        let length = unsafe {
+            shim_launch(
+                kernel,
+                params.as_ptr().cast(),
+                launch.params.len(),
+                launch.grid.as_ptr(),
+                launch.threads,
+                launch.shared_bytes as usize,
+                self.seed.wrapping_mul(0x9e37_79b9).wrapping_add(number),
+                error.as_mut_ptr().cast(),
+                error.len(),
+            )
+        };
+        if length == 0 {
+            return Ok(());
+        }
+        error.truncate(length);
+        Err(DriverError::Failed {
+            call: format!("kernel {}", launch.kernel),
+            reason: String::from_utf8_lossy(&error).into_owned(),
+        })
+    }
+}
+
+fn find(name: &str) -> Result<c_int, DriverError> {
+    let text = CString::new(name).unwrap_or_default();
+    // SAFETY: a string that ends with a 0.
+    let index = unsafe { shim_find(text.as_ptr()) };
+    if index >= 0 {
+        return Ok(index);
+    }
+    Err(DriverError::Kernel {
+        name: name.to_owned(),
+        arch: "the shim".to_owned(),
+    })
+}
+
+/// Launches that were found, with the driver they run on. They know the driver by the number of its launches alone.
+struct Replay {
+    shim: Shim,
+    launches: Vec<Launch>,
+}
+
+impl Graph for Replay {
+    unsafe fn enqueue(&self) -> Result<(), DriverError> {
+        self.launches
+            .iter()
+            .try_for_each(|launch| self.shim.launch(launch))
+    }
+}
+
+impl Driver for Shim {
+    fn properties(&self) -> Result<Properties, DriverError> {
+        Ok(Properties {
+            name: "shim".to_owned(),
+            arch: "shim".to_owned(),
+            multiprocessors: 4,
+            memory_bytes: 1 << 30,
+            free_bytes: 1 << 30,
+            shared_bytes_max: 227 << 10,
+        })
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<DevicePtr, DriverError> {
+        self.map(bytes, 0xff).map(DevicePtr)
+    }
+
+    unsafe fn release(&self, at: DevicePtr) {
+        self.mappings().remove(&at.0);
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostPtr, DriverError> {
+        // To whole cache lines, so that it begins with one.
+        let at = self.map(bytes.next_multiple_of(64), 0)?;
+        Ok(HostPtr(at as *mut u8))
+    }
+
+    unsafe fn release_host(&self, at: HostPtr) {
+        self.mappings().remove(&(at.0 as u64));
+    }
+
+    unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<(), DriverError> {
+        // SAFETY: allocated by contract.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.0 as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<(), DriverError> {
+        // SAFETY: allocated by contract.
+        unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn enqueue_write(&self, to: DevicePtr, from: HostPtr, bytes: usize) -> Result<(), DriverError> {
+        // SAFETY: allocated by contract.
+        unsafe { std::ptr::copy_nonoverlapping(from.0.cast_const(), to.0 as *mut u8, bytes) };
+        Ok(())
+    }
+
+    unsafe fn enqueue_read(&self, from: DevicePtr, to: HostPtr, bytes: usize) -> Result<(), DriverError> {
+        // SAFETY: allocated by contract.
+        unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn enqueue_zero(&self, at: DevicePtr, bytes: usize) -> Result<(), DriverError> {
+        // SAFETY: allocated by contract.
+        unsafe { std::ptr::write_bytes(at.0 as *mut u8, 0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn enqueue(&self, launches: &[Launch]) -> Result<(), DriverError> {
+        launches.iter().try_for_each(|launch| self.launch(launch))
+    }
+
+    fn graph(&self, launches: &[Launch]) -> Result<Box<dyn Graph>, DriverError> {
+        for launch in launches {
+            find(launch.kernel)?;
+        }
+        Ok(Box::new(Replay {
+            shim: Self::new(self.seed),
+            launches: launches.to_vec(),
+        }))
+    }
+
+    fn finish(&self) -> Result<(), DriverError> {
+        Ok(())
+    }
+}
+
+/// Numbers in device memory, given back when dropped.
+#[derive(Debug)]
+pub struct Memory<'s, T> {
+    shim: &'s Shim,
+    at: DevicePtr,
+    count: usize,
+    numbers: std::marker::PhantomData<T>,
+}
+
+impl<T: Pod> Memory<'_, T> {
+    /// Where the first lies.
+    #[must_use]
+    pub const fn at(&self) -> DevicePtr {
+        self.at
+    }
+
+    /// What they are now.
+    #[must_use]
+    pub fn read(&self) -> Vec<T> {
+        let mut numbers = vec![T::zeroed(); self.count];
+        // SAFETY: allocated, of this size.
+        let read = unsafe { self.shim.read(self.at, bytemuck::cast_slice_mut(&mut numbers)) };
+        read.expect("the shim reads memory");
+        numbers
+    }
+}
+
+impl Memory<'_, f32> {
+    /// Columns `start .. start + width` of rows of `stride` numbers.
+    #[must_use]
+    pub const fn view(&self, stride: u32, start: u32, width: u32) -> DeviceView {
+        let view = View {
+            buffer: BufferId(0),
+            start,
+            width,
+        };
+        DeviceView::new(self.at, stride, view)
+    }
+}
+
+impl<T> Drop for Memory<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: it came from this driver, which runs nothing between calls.
+        unsafe { self.shim.release(self.at) };
+    }
+}
