@@ -79,6 +79,18 @@ DEVICE float fp8_to_f32(uint8_t bits) {
     return static_cast<float>(x);
 }
 DEVICE uint8_t f32_to_fp8(float x) { return __nv_fp8_e4m3(x).__x; }
+// Two 8-bit floats, in the low half, as a pair of f16; exact.
+DEVICE uint32_t fp8_to_f16(uint32_t codes) {
+    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(codes), __NV_E4M3);
+    return pair.x | static_cast<uint32_t>(pair.y) << 16;
+}
+// Differences of pairs of bf16.
+DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+    const __nv_bfloat162 pair = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+// Four of eight bytes, a's the first: each digit (4 bits, the last one first) of `selector` says which.
+DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
 // Memory. A 16-byte load that is read once and should leave the caches to others; `at` is 16-byte aligned and read-only
 // while the kernel runs.
@@ -94,6 +106,11 @@ DEVICE uint4 load_once(const void* at) {
 DEVICE void copy_start(void* shared, const void* from, bool is_valid) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_valid ? 16 : 0) : "memory");
+}
+// The same for 4 aligned bytes.
+DEVICE void copy_start_word(void* shared, const void* from, bool is_valid) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(is_valid ? 4 : 0) : "memory");
 }
 // Closes a group of copies.
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

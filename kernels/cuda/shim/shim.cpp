@@ -30,6 +30,7 @@ Kernel* kernels = nullptr;
 struct Copy {
     void* to;
     const void* from;
+    size_t bytes;
 };
 
 struct Fiber {
@@ -259,14 +260,14 @@ const Words* exchange(Wait what, const void* given, size_t bytes) {
     return warp.taken;
 }
 
-void copy_start(void* shared, const void* from, bool is_valid) {
+void copy_start(void* shared, const void* from, size_t bytes, bool is_valid) {
     const unsigned char* to = static_cast<unsigned char*>(shared);
-    if (to < place.shared || to + 16 > place.shared + place.shared_bytes) fail("copy_start: not to shared memory");
-    if ((to - place.shared) % 16 != 0) fail("copy_start: not to 16 aligned bytes");
-    if (is_valid && reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("copy_start: not from 16 aligned bytes");
+    if (to < place.shared || to + bytes > place.shared + place.shared_bytes) fail("copy_start: not to shared memory");
+    if (static_cast<size_t>(to - place.shared) % bytes != 0) fail("copy_start: not to aligned bytes");
+    if (is_valid && reinterpret_cast<uintptr_t>(from) % bytes != 0) fail("copy_start: not from aligned bytes");
     // Until it is waited for, what lies there is nothing to read.
-    std::memset(shared, 0xff, 16);
-    scheduler.fibers[place.thread].copies.push_back({shared, is_valid ? from : nullptr});
+    std::memset(shared, 0xff, bytes);
+    scheduler.fibers[place.thread].copies.push_back({shared, is_valid ? from : nullptr, bytes});
 }
 
 void copy_commit() {
@@ -282,8 +283,8 @@ void copy_wait(size_t pending) {
         const size_t count = fiber.groups.front();
         for (size_t i = 0; i < count; i++) {
             const Copy& copy = fiber.copies[i];
-            if (copy.from) std::memcpy(copy.to, copy.from, 16);
-            else std::memset(copy.to, 0, 16);
+            if (copy.from) std::memcpy(copy.to, copy.from, copy.bytes);
+            else std::memset(copy.to, 0, copy.bytes);
         }
         fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + static_cast<std::ptrdiff_t>(count));
         fiber.groups.erase(fiber.groups.begin());

@@ -56,7 +56,7 @@ struct Words {
 void block_barrier();
 // Waits until all lanes of the warp are here; what each gave, good until this lane's next exchange.
 const Words* exchange(Wait what, const void* given, size_t bytes);
-void copy_start(void* shared, const void* from, bool is_valid);
+void copy_start(void* shared, const void* from, size_t bytes, bool is_valid);
 void copy_commit();
 void copy_wait(size_t pending);
 void dependency_wait();
@@ -191,9 +191,26 @@ DEVICE uint32_t pack_f16(float low, float high) {
 }
 DEVICE float fp8_to_f32(uint8_t bits) { return shim::widen_fp8(bits); }
 DEVICE uint8_t f32_to_fp8(float x) { return shim::round_fp8(x); }
+DEVICE uint32_t fp8_to_f16(uint32_t codes) {
+    return pack_f16(shim::widen_fp8(static_cast<uint8_t>(codes)), shim::widen_fp8(static_cast<uint8_t>(codes >> 8)));
+}
+DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+    return pack_bf16(bf16_to_f32(static_cast<uint16_t>(a)) - bf16_to_f32(static_cast<uint16_t>(b)),
+                     bf16_to_f32(static_cast<uint16_t>(a >> 16)) - bf16_to_f32(static_cast<uint16_t>(b >> 16)));
+}
+DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+    uint32_t result = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t which = selector >> 4 * i & 7;
+        result |= static_cast<uint32_t>(bytes >> 8 * which & 0xff) << 8 * i;
+    }
+    return result;
+}
 
 DEVICE uint4 load_once(const void* at) { return *static_cast<const uint4*>(at); }
-DEVICE void copy_start(void* shared, const void* from, bool is_valid) { shim::copy_start(shared, from, is_valid); }
+DEVICE void copy_start(void* shared, const void* from, bool is_valid) { shim::copy_start(shared, from, 16, is_valid); }
+DEVICE void copy_start_word(void* shared, const void* from, bool is_valid) { shim::copy_start(shared, from, 4, is_valid); }
 DEVICE void copy_commit() { shim::copy_commit(); }
 template <int PENDING>
 DEVICE void copy_wait() {

@@ -94,11 +94,18 @@ pub fn attention(
     };
     let part = |&is_small: &bool| {
         let slots_at = Plan::slots_at(shape.slots, is_small);
-        exact(grid, &AttentionParams { slots_at, ..params })
+        tile_launch(grid, is_small, &AttentionParams { slots_at, ..params })
     };
     let mut launches: Vec<Launch> = tiles.iter().map(part).collect();
     launches.push(Launch::new("attention_merge", grid, THREADS, 0, &params));
     launches
+}
+
+fn tile_launch(grid: [u32; 3], is_small: bool, params: &AttentionParams) -> Launch {
+    match Fast::of(&params.kv) {
+        Some(fast) if is_small => fast.decode(grid, params),
+        _ => exact(grid, params),
+    }
 }
 
 /// Any shape, in f32.
@@ -112,4 +119,86 @@ fn exact(grid: [u32; 3], params: &AttentionParams) -> Launch {
     };
     let shared_bytes = WARPS * (32 * 8 + 32 * 4 + 2 * params.kv.head_width * 4);
     Launch::new(kernel, grid, THREADS, shared_bytes, params)
+}
+
+/// The tensor core kernels' instance for a layer: they take rows of whole 16-byte pieces, at most 256 wide.
+struct Fast {
+    element: KvElement,
+    /// Index of the element and of the padded width in the tables of names.
+    index: (usize, usize),
+    /// Head width the instance is compiled for.
+    width: u32,
+}
+
+const WIDTHS: [u32; 4] = [64, 96, 128, 256];
+
+impl Fast {
+    fn of(kv: &KvLayer) -> Option<Self> {
+        let element = kv.element();
+        let number = match element {
+            KvElement::F32 => return None,
+            KvElement::Bf16 => 0,
+            KvElement::F16 => 1,
+            KvElement::Int8 => 2,
+            KvElement::Fp8 => 3,
+        };
+        let row_bytes = kv.head_width * element.bytes() as u32;
+        let is_aligned = [u64::from(row_bytes), kv.bytes.0, kv.block_bytes]
+            .iter()
+            .all(|n| n.is_multiple_of(16));
+        let index = WIDTHS.iter().position(|&width| kv.head_width <= width)?;
+        is_aligned.then_some(Self {
+            element,
+            index: (number, index),
+            width: WIDTHS[index],
+        })
+    }
+
+    /// Bytes in shared memory of as many keys and their values, with padding and scales.
+    const fn stage_bytes(&self, keys: u32) -> u32 {
+        let row_bytes = self.width * self.element.bytes() as u32 + 16;
+        let scales = match self.element {
+            KvElement::Int8 => 2 * keys * 4,
+            _ => 0,
+        };
+        2 * keys * row_bytes + scales
+    }
+
+    fn decode(&self, grid: [u32; 3], params: &AttentionParams) -> Launch {
+        const NAMES: [[&str; 4]; 4] = [
+            [
+                "attention_decode_bf16_64",
+                "attention_decode_bf16_96",
+                "attention_decode_bf16_128",
+                "attention_decode_bf16_256",
+            ],
+            [
+                "attention_decode_f16_64",
+                "attention_decode_f16_96",
+                "attention_decode_f16_128",
+                "attention_decode_f16_256",
+            ],
+            [
+                "attention_decode_int8_64",
+                "attention_decode_int8_96",
+                "attention_decode_int8_128",
+                "attention_decode_int8_256",
+            ],
+            [
+                "attention_decode_fp8_64",
+                "attention_decode_fp8_96",
+                "attention_decode_fp8_128",
+                "attention_decode_fp8_256",
+            ],
+        ];
+        let stages = if self.element.bytes() == 1 { 6 } else { 3 };
+        let shared_bytes = WARPS * stages * self.stage_bytes(16);
+        Launch::new(
+            NAMES[self.index.0][self.index.1],
+            grid,
+            THREADS,
+            shared_bytes,
+            params,
+        )
+    }
 }
