@@ -7,3 +7,4 @@ pub mod embedding;
 pub mod linear;
 pub mod linear_exact;
 pub mod norm;
+pub mod sample;
