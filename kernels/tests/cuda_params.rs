@@ -6,6 +6,7 @@ use galerne_kernels::cuda::launch::elementwise::ElementwiseParams;
 use galerne_kernels::cuda::launch::kv_blocks::KvBlocksParams;
 use galerne_kernels::cuda::launch::mean_pool::MeanPoolParams;
 use galerne_kernels::cuda::launch::norm::NormParams;
+use galerne_kernels::cuda::launch::rope::RopeParams;
 
 /// By what kernels' names begin with.
 const STRUCTS: &[(&str, usize)] = &[
@@ -14,6 +15,7 @@ const STRUCTS: &[(&str, usize)] = &[
     ("kv_", size_of::<KvBlocksParams>()),
     ("mean_pool", size_of::<MeanPoolParams>()),
     ("norm_", size_of::<NormParams>()),
+    ("rope_", size_of::<RopeParams>()),
 ];
 
 #[test]

@@ -11,6 +11,7 @@ pub mod linear;
 pub mod linear_exact;
 pub mod mean_pool;
 pub mod norm;
+pub mod rope;
 pub mod sample;
 
 /// Threads per block of kernels that spread vectors over the grid.
