@@ -7,6 +7,8 @@
 #include <cuda_fp8.h>
 
 #define DEVICE static __device__ __forceinline__
+// The same for member functions, which need no object.
+#define DEVICE_MEMBER static __device__ __forceinline__
 #define GALERNE_KERNEL(NAME, PARAMS, THREADS, BLOCKS_MIN) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_MIN) NAME(const __grid_constant__ PARAMS p)
 
@@ -72,6 +74,12 @@ DEVICE uint32_t pack_f16(float low, float high) {
     const __half2 pair = __floats2half2_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&pair);
 }
+// a b + c of both numbers of bf16 pairs, each rounded once.
+DEVICE uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t x;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(x) : "r"(a), "r"(b), "r"(c));
+    return x;
+}
 // 8-bit floats (e4m3, no infinities, saturating).
 DEVICE float fp8_to_f32(uint8_t bits) {
     __nv_fp8_e4m3 x;
@@ -101,6 +109,10 @@ DEVICE uint4 load_once(const void* at) {
                  : "l"(at));
     return x;
 }
+// A number that another block has written in this launch, and said so (memory_fence, then an atomic).
+DEVICE float load_fresh(const float* at) { return __ldcg(at); }
+// What this thread wrote or read before is before what it writes or reads after, for threads of other blocks too.
+DEVICE void memory_fence() { __threadfence(); }
 // Starts copying 16 aligned bytes to shared memory, or starts zeroing them if !is_valid (`from` is then not read). Done for this thread after
 // copy_wait, for others after a barrier behind it.
 DEVICE void copy_start(void* shared, const void* from, bool is_valid) {

@@ -103,6 +103,7 @@ static inline const Words* give_row(const void* row) {
 }  // namespace shim
 
 #define DEVICE static inline
+#define DEVICE_MEMBER static inline
 #define GALERNE_KERNEL(NAME, PARAMS, THREADS, BLOCKS_MIN)                                              \
     static void NAME(const PARAMS& p);                                                                 \
     static const shim::Registration NAME##_registration(#NAME, sizeof(PARAMS), THREADS,                \
@@ -189,6 +190,13 @@ DEVICE uint32_t pack_bf16(float low, float high) {
 DEVICE uint32_t pack_f16(float low, float high) {
     return shim::round_f16(low) | static_cast<uint32_t>(shim::round_f16(high)) << 16;
 }
+DEVICE uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
+    const auto one = [&](uint32_t shift) {
+        const auto widen = [&](uint32_t x) -> double { return bf16_to_f32(static_cast<uint16_t>(x >> shift)); };
+        return static_cast<float>(widen(a) * widen(b) + widen(c));
+    };
+    return pack_bf16(one(0), one(16));
+}
 DEVICE float fp8_to_f32(uint8_t bits) { return shim::widen_fp8(bits); }
 DEVICE uint8_t f32_to_fp8(float x) { return shim::round_fp8(x); }
 DEVICE uint32_t fp8_to_f16(uint32_t codes) {
@@ -209,6 +217,8 @@ DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
 }
 
 DEVICE uint4 load_once(const void* at) { return *static_cast<const uint4*>(at); }
+DEVICE float load_fresh(const float* at) { return *at; }
+DEVICE void memory_fence() {}
 DEVICE void copy_start(void* shared, const void* from, bool is_valid) { shim::copy_start(shared, from, 16, is_valid); }
 DEVICE void copy_start_word(void* shared, const void* from, bool is_valid) { shim::copy_start(shared, from, 4, is_valid); }
 DEVICE void copy_commit() { shim::copy_commit(); }

@@ -51,9 +51,9 @@ pub enum WeightFormat {
     Codes4Super = 5,
     /// `d q`, 8 bits; `d` per slice.
     Codes8 = 6,
-    /// `d q + m`, 8 bits; `d`, `m` per slice.
+    /// `d q + m`, 5 bits in 8; `d`, `m` per slice.
     Codes8Min = 7,
-    /// `d s q + m t`, 8 bits; as `Codes4Super`.
+    /// `d s q + m t`, 5 bits in 8; as `Codes4Super`.
     Codes8Super = 8,
     /// `d s q`, 8 bits; one `s` for each half of a slice, `d` per 4 slices.
     Codes8Pair = 9,

@@ -1,6 +1,7 @@
 //! Which kernels run a linear map.
 
 use super::linear_exact::linear_exact;
+use super::linear_small::{self, linear_small};
 use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
 use crate::cuda::weights::DeviceMatrix;
 use crate::device::Precision;
@@ -22,15 +23,18 @@ pub struct Linear {
     pub rows: u32,
 }
 
-/// Bytes of workspace that [`linear`] needs for maps of at most `rows` rows and `width` columns of input. All maps of
-/// a program can share one workspace, aligned to 256 bytes, of the most that any of them needs. It is zeroed once.
+/// Bytes of workspace that [`linear`] needs for a matrix (wherever it lies) and at most `rows_max` rows. All maps of a program
+/// can share one workspace, aligned to 256 bytes, of the most that any of them needs. It is zeroed once.
 #[must_use]
-pub const fn workspace_bytes(_rows: u32, _width: u32) -> usize {
-    0
+pub fn workspace_bytes(matrix: &DeviceMatrix, rows_max: u32) -> usize {
+    linear_small::workspace_bytes(matrix, rows_max)
 }
 
 /// The launches of a linear map.
 #[must_use]
-pub fn linear(linear: &Linear, _precision: Precision, _workspace: DevicePtr) -> Vec<Launch> {
-    vec![linear_exact(linear)]
+pub fn linear(linear: &Linear, precision: Precision, workspace: DevicePtr) -> Vec<Launch> {
+    match precision {
+        Precision::Auto if linear.rows <= linear_small::ROWS_MAX => vec![linear_small(linear, workspace)],
+        _ => vec![linear_exact(linear)],
+    }
 }

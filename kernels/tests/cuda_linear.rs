@@ -1,0 +1,413 @@
+//! Linear maps, embeddings and dequantization on the CPU shim, in every weight format, against f64.
+#![expect(unsafe_code, reason = "launches name raw memory")]
+
+use galerne_core::dtype::DType;
+use galerne_core::graph::EmbeddingIndex;
+use galerne_cuda_shim::{Memory, Shim};
+use galerne_kernels::conformance::Numbers;
+use galerne_kernels::cuda::driver::{DevicePtr, Driver, Launch};
+use galerne_kernels::cuda::launch::dequantize::dequantize;
+use galerne_kernels::cuda::launch::embedding::embedding;
+use galerne_kernels::cuda::launch::linear::{Linear, linear, workspace_bytes};
+use galerne_kernels::cuda::weights::{DeviceMatrix, Packing, WeightFormat};
+use galerne_kernels::device::Precision;
+use galerne_kernels::quant;
+
+/// A matrix and its numbers.
+struct Weights<'a> {
+    values: Vec<f32>,
+    matrix: DeviceMatrix,
+    _memory: Memory<'a, u8>,
+}
+
+impl<'a> Weights<'a> {
+    fn stored(shim: &'a Shim, dtype: DType, rows: u32, width: u32) -> Self {
+        let mut numbers = Numbers::new(u64::from(rows * width) + 1);
+        let normals = numbers.normals((rows * width) as usize, (width as f32).powf(-0.5));
+        let stored = quant::quantize(dtype, &normals);
+        let mut values = vec![0.0; normals.len()];
+        quant::dequantize(dtype, &stored, &mut values);
+        let packing = Packing::new(dtype, rows, width);
+        let mut bytes = vec![0; packing.bytes()];
+        let row_bytes = dtype.row_bytes(width as usize).expect("whole blocks");
+        for (row, stored) in stored.chunks_exact(row_bytes).enumerate() {
+            packing.pack_row(row as u32, dtype, stored, &mut bytes);
+        }
+        Self::packed(shim, &packing, &bytes, values)
+    }
+
+    /// In a format that only rows of numbers become. What they are then, `embedding` says, which is checked by itself.
+    fn quantized(shim: &'a Shim, format: WeightFormat, rows: u32, width: u32) -> Self {
+        let mut numbers = Numbers::new(u64::from(rows * width) + 1);
+        let normals = numbers.normals((rows * width) as usize, (width as f32).powf(-0.5));
+        let packing = Packing::with_format(format, rows, width);
+        let mut bytes = vec![0; packing.bytes()];
+        for (row, values) in normals.chunks_exact(width as usize).enumerate() {
+            packing.quantize_row(row as u32, values, &mut bytes);
+        }
+        let mut weights = Self::packed(shim, &packing, &bytes, normals);
+        weights.values = looked_up(shim, weights.matrix);
+        weights
+    }
+
+    fn packed(shim: &'a Shim, packing: &Packing, bytes: &[u8], values: Vec<f32>) -> Self {
+        let memory = shim.memory(bytes);
+        Self {
+            values,
+            matrix: packing.matrix(memory.at()),
+            _memory: memory,
+        }
+    }
+}
+
+fn run(shim: &Shim, launches: &[Launch]) {
+    // SAFETY: every test makes memory as large as its launches say.
+    unsafe { shim.enqueue(launches) }.expect("it runs");
+}
+
+/// All rows of a table.
+fn looked_up(shim: &Shim, table: DeviceMatrix) -> Vec<f32> {
+    let entries: Vec<u32> = (0..table.rows).collect();
+    let tokens = shim.memory(&entries);
+    let out = shim.poisoned::<f32>((table.rows * table.width) as usize);
+    let view = out.view(table.width, 0, table.width);
+    let numbers = (tokens.at(), DevicePtr::NULL);
+    run(
+        shim,
+        &[embedding(
+            (table, 0),
+            EmbeddingIndex::Tokens,
+            numbers,
+            view,
+            table.rows,
+        )],
+    );
+    out.read()
+}
+
+/// Rows, margins beside x and out, and the rest of a linear map.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    rows: u32,
+    margin: u32,
+    bias: bool,
+    accumulate: bool,
+    precision: Precision,
+}
+
+/// The output rows, after checking that nothing beside them changed.
+fn mapped(shim: &Shim, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32> {
+    let (inner, outer, rows) = (weights.matrix.width, weights.matrix.rows, case.rows);
+    let (x_stride, out_stride) = (inner + 2 * case.margin, outer + 2 * case.margin);
+    let mut wide = vec![f32::NAN; (rows * x_stride) as usize];
+    for (wide, x) in wide
+        .chunks_exact_mut(x_stride as usize)
+        .zip(x.chunks_exact(inner as usize))
+    {
+        wide[case.margin as usize..][..inner as usize].copy_from_slice(x);
+    }
+    let x = shim.memory(&wide);
+    let before = vec![if case.accumulate { 0.5 } else { f32::NAN }; (rows * out_stride) as usize];
+    let out = shim.memory(&before);
+    let bias: Vec<f32> = (0..outer).map(|c| c as f32 / 64.0).collect();
+    let bias = shim.memory(&bias);
+    let mut zeroed = vec![0xff_u8; workspace_bytes(&weights.matrix, rows)];
+    zeroed[..1_056].fill(0);
+    let workspace = shim.memory(&zeroed);
+    let job = Linear {
+        x: x.view(x_stride, case.margin, inner),
+        matrix: weights.matrix,
+        bias: if case.bias { bias.at() } else { DevicePtr::NULL },
+        accumulate: case.accumulate,
+        out: out.view(out_stride, case.margin, outer),
+        rows,
+    };
+    run(shim, &linear(&job, case.precision, workspace.at()));
+    assert_eq!(
+        workspace.read()[..1_056],
+        [0; 1_056],
+        "the counters are left as they were"
+    );
+    let (got, mut rows_of_out) = (out.read(), Vec::new());
+    for (row, before) in got
+        .chunks_exact(out_stride as usize)
+        .zip(before.chunks_exact(out_stride as usize))
+    {
+        let columns = case.margin as usize..(case.margin + outer) as usize;
+        let beside = |row: &[f32]| {
+            [&row[..columns.start], &row[columns.end..]]
+                .concat()
+                .iter()
+                .map(|v| v.to_bits())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(beside(row), beside(before), "{case:?} wrote beside its columns");
+        rows_of_out.extend_from_slice(&row[columns]);
+    }
+    rows_of_out
+}
+
+fn check(weights: &Weights<'_>, shim: &Shim, case: Case) {
+    let (inner, outer) = (weights.matrix.width as usize, weights.matrix.rows as usize);
+    let x = Numbers::new(7).normals(case.rows as usize * inner, 1.0);
+    let got = mapped(shim, weights, &x, case);
+    // Exact: sums of f32. Fast: bf16 has 8 bits, so factors are off by 2^-9 each; over a sum of random signs that adds up
+    // as its root, as the sum itself does; a few times the deviation is the most of some thousand numbers.
+    let tolerance = match case.precision {
+        Precision::F32 => 4e-6,
+        Precision::Auto => 1.5e-2,
+    };
+    for row in 0..case.rows as usize {
+        for column in 0..outer {
+            let products = x[row * inner..][..inner]
+                .iter()
+                .zip(&weights.values[column * inner..]);
+            let mut expected: f64 = products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            if case.bias {
+                expected += column as f64 / 64.0;
+            }
+            if case.accumulate {
+                expected += 0.5;
+            }
+            let got = f64::from(got[row * outer + column]);
+            assert!(
+                (got - expected).abs() <= tolerance * expected.abs().max(1.0),
+                "{:?} [{row}, {column}] of [{outer}, {inner}] {case:?}: expected {expected}, got {got}",
+                weights.matrix.format
+            );
+        }
+    }
+}
+
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Auto];
+
+/// Shapes that the dtype's blocks allow: less than a panel and a tile, and more than several.
+fn shapes(dtype: DType) -> &'static [(u32, u32)] {
+    match dtype.block_elements() {
+        1 => &[(1, 1), (50, 33), (17, 7), (140, 96)],
+        32 => &[(16, 32), (33, 64), (140, 288)],
+        _ => &[(16, 256), (33, 512)],
+    }
+}
+
+fn every_shape_and_count(dtype: DType) {
+    let mut seed = 0;
+    for &(outer, inner) in shapes(dtype) {
+        for (rows, margin) in [(1, 0), (5, 3), (9, 4), (30, 0), (64, 0)] {
+            for precision in PRECISIONS {
+                seed += 1;
+                let shim = Shim::new(seed);
+                let weights = Weights::stored(&shim, dtype, outer, inner);
+                let case = Case {
+                    rows,
+                    margin,
+                    bias: seed % 3 != 0,
+                    accumulate: seed % 4 == 1,
+                    precision,
+                };
+                check(&weights, &shim, case);
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_formats() {
+    [DType::F32, DType::F16, DType::Bf16]
+        .into_iter()
+        .for_each(every_shape_and_count);
+}
+
+#[test]
+fn formats_of_4_bits() {
+    [DType::Q4_0, DType::Q4_1, DType::Q4K]
+        .into_iter()
+        .for_each(every_shape_and_count);
+}
+
+#[test]
+fn formats_of_8_bits() {
+    [
+        DType::Q8_0,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Iq4Nl,
+        DType::Q5K,
+        DType::Q6K,
+    ]
+    .into_iter()
+    .for_each(every_shape_and_count);
+}
+
+#[test]
+fn formats_made_from_numbers() {
+    for format in [WeightFormat::Fp8, WeightFormat::Nvfp4, WeightFormat::Int4] {
+        for (seed, (outer, inner, rows)) in [(33, 200, 5), (140, 384, 20)].into_iter().enumerate() {
+            for precision in PRECISIONS {
+                let shim = Shim::new(seed as u64);
+                let weights = Weights::quantized(&shim, format, outer, inner);
+                let case = Case {
+                    rows,
+                    margin: 0,
+                    bias: true,
+                    accumulate: false,
+                    precision,
+                };
+                check(&weights, &shim, case);
+            }
+        }
+    }
+}
+
+#[test]
+fn several_blocks_share_wide_rows() {
+    for (seed, (dtype, inner)) in [
+        (DType::Bf16, 2_100),
+        (DType::Q4_0, 2_080),
+        (DType::Q8_0, 1_600),
+        (DType::F32, 1_300),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for rows in [1, 12, 40] {
+            let shim = Shim::new(seed as u64);
+            let weights = Weights::stored(&shim, dtype, 20, inner);
+            let case = Case {
+                rows,
+                margin: 0,
+                bias: true,
+                accumulate: true,
+                precision: Precision::Auto,
+            };
+            check(&weights, &shim, case);
+        }
+    }
+}
+
+#[test]
+fn a_rows_result_does_not_depend_on_other_rows() {
+    let shim = Shim::new(3);
+    for (dtype, inner) in [(DType::Bf16, 1_100), (DType::Q4K, 1_280)] {
+        let weights = Weights::stored(&shim, dtype, 20, inner);
+        let x = Numbers::new(9).normals(40 * inner as usize, 1.0);
+        let case = |rows| Case {
+            rows,
+            margin: 0,
+            bias: false,
+            accumulate: false,
+            precision: Precision::Auto,
+        };
+        let alone = mapped(&shim, &weights, &x[..inner as usize], case(1));
+        for rows in [2, 8, 9, 17, 40] {
+            let together = mapped(&shim, &weights, &x[..(rows * inner) as usize], case(rows));
+            assert_eq!(together[..20], alone, "{dtype} with {rows} rows");
+        }
+    }
+}
+
+#[test]
+fn no_rows_are_no_launch_that_writes() {
+    let shim = Shim::new(0);
+    let weights = Weights::stored(&shim, DType::Q4_0, 40, 64);
+    for precision in PRECISIONS {
+        let case = Case {
+            rows: 0,
+            margin: 0,
+            bias: false,
+            accumulate: false,
+            precision,
+        };
+        assert!(mapped(&shim, &weights, &[], case).is_empty());
+    }
+}
+
+#[test]
+fn tables_and_dequantization_are_exact() {
+    for dtype in DType::ALL {
+        let shim = Shim::new(1);
+        let width = if dtype.block_elements() == 1 {
+            83
+        } else {
+            dtype.block_elements() as u32 * 5
+        };
+        let weights = Weights::stored(&shim, dtype, 19, width);
+        assert_eq!(looked_up(&shim, weights.matrix), weights.values, "{dtype}");
+        let stride = width.next_multiple_of(8) + 8;
+        let out = shim.poisoned::<u16>((19 * stride) as usize);
+        run(&shim, &[dequantize(weights.matrix, out.at(), stride)]);
+        for (row, got) in out.read().chunks_exact(stride as usize).enumerate() {
+            for (column, &got) in got.iter().enumerate() {
+                let stored = weights.values.get(row * width as usize + column);
+                let expected = stored.filter(|_| column < width as usize).copied().unwrap_or(0.0);
+                let expected = half::bf16::from_f32(expected);
+                assert_eq!(half::bf16::from_bits(got), expected, "{dtype} [{row}, {column}]");
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_come_back_from_formats_made_for_them() {
+    for (format, error) in [
+        // Half of the last of 4 bits.
+        (WeightFormat::Fp8, 1.0 / 16.0),
+        // Half a step of 2 between 4 and 6 of the largest, and the scale's rounding.
+        (WeightFormat::Nvfp4, 1.0 / 6.0 + 1.0 / 16.0),
+        // Half of a fifteenth of the range.
+        (WeightFormat::Int4, 1.0 / 15.0),
+    ] {
+        let (rows, width) = (18, 200);
+        let shim = Shim::new(2);
+        let values = Numbers::new(5).normals(rows * width, 3.0);
+        let packing = Packing::with_format(format, rows as u32, width as u32);
+        let mut bytes = vec![0; packing.bytes()];
+        for (row, values) in values.chunks_exact(width).enumerate() {
+            packing.quantize_row(row as u32, values, &mut bytes);
+        }
+        let weights = Weights::packed(&shim, &packing, &bytes, values);
+        let got = looked_up(&shim, weights.matrix);
+        for (at, (expected, got)) in weights.values.iter().zip(got).enumerate() {
+            let row = &weights.values[at / width * width..][..width];
+            let largest = row.iter().fold(0.0, |largest: f32, v| largest.max(v.abs()));
+            let of = if format == WeightFormat::Fp8 {
+                expected.abs() + 1e-3 * largest
+            } else {
+                largest
+            };
+            assert!(
+                (expected - got).abs() <= error * of,
+                "{format:?} {at}: {expected} came back as {got}"
+            );
+        }
+    }
+}
+
+#[test]
+fn entries_are_tokens_positions_or_one_constant_of_their_part() {
+    let shim = Shim::new(4);
+    let weights = Weights::stored(&shim, DType::Q8_0, 6, 64);
+    let (tokens, positions) = (shim.memory(&[3_u32, 9, 2]), shim.memory(&[0_u32, 1, 2]));
+    // This part of the table holds the entries 2 to 7.
+    for (index, entries) in [
+        (EmbeddingIndex::Tokens, [Some(1), None, Some(0)]),
+        (EmbeddingIndex::Positions(1), [None, Some(0), Some(1)]),
+        (EmbeddingIndex::Constant(7), [Some(5); 3]),
+    ] {
+        let out = shim.poisoned::<f32>(3 * 64);
+        let launch = embedding(
+            (weights.matrix, 2),
+            index,
+            (tokens.at(), positions.at()),
+            out.view(64, 0, 64),
+            3,
+        );
+        run(&shim, &[launch]);
+        for (got, entry) in out.read().chunks_exact(64).zip(entries) {
+            match entry {
+                Some(entry) => assert_eq!(got, &weights.values[entry * 64..][..64], "{index:?}"),
+                None => assert!(got.iter().all(|v| v.is_nan()), "{index:?}"),
+            }
+        }
+    }
+}
