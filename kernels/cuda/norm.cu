@@ -2,11 +2,16 @@
 //
 //   rms:   out = x / sqrt(mean(x^2) + eps) * (weight + weight_offset)
 //   layer: out = (x - mean) / sqrt(var + eps) * weight + bias
+//   l2:    out = x / max(sqrt(sum(x^2)), eps)
 //
 // x [rows, width] f32, read; also written if delta is not null (x += delta). out [rows, width] f32, may be x.
-// weight [group] f32; bias [group] f32 or null. width is a multiple of group. One block per group: grid (width / group, rows).
-// Mean and variance are taken in two passes over values kept in shared memory (group floats, then 32).
-#include "galerne.cuh"
+// weight [group] f32 (none for l2); bias [group] f32 or null. width is a multiple of group.
+//
+// Mean and variance are taken in two passes over values that a thread keeps: norm_*, for any shape, in shared memory, one block of
+// threads per group; norm_*_vector, for aligned views and group a multiple of 4, in registers, `team` threads per group: a warp, of
+// which a block has several, or the whole block. Grid x: groups of all rows, by as many as a block takes.
+// Shared memory: 128 bytes of sums, then for norm_* group floats.
+#include "vector.cuh"
 
 struct NormParams {
     View x;
@@ -16,44 +21,133 @@ struct NormParams {
     const float* bias;
     uint32_t rows;
     uint32_t group;
+    uint32_t team;
     float eps;
     float weight_offset;
+    uint32_t reserved;
 };
 
-template <bool LAYER>
+enum Kind { RMS, LAYER, L2 };
+
+// Where a group begins: `unit` counts groups row by row.
+struct NormPlace {
+    float* x;
+    const float* delta;
+    float* out;
+};
+
+DEVICE NormPlace norm_place(const NormParams& p, uint32_t unit) {
+    const uint32_t groups = p.x.width / p.group;
+    const size_t row = unit / groups, column = static_cast<size_t>(unit % groups) * p.group;
+    return {p.x.at + row * p.x.stride + column, p.delta.at ? p.delta.at + row * p.delta.stride + column : nullptr,
+            p.out.at + row * p.out.stride + column};
+}
+
+// What values are multiplied by, from the sum of their squares (for layer: of their distances from the mean).
+template <Kind KIND>
+DEVICE float norm_factor(const NormParams& p, float squares) {
+    if (KIND == L2) return 1.0f / fmaxf(sqrtf(squares), p.eps);
+    return 1.0f / sqrtf(squares / static_cast<float>(p.group) + p.eps);
+}
+
+template <Kind KIND, uint32_t N>
+DEVICE void norm_end(const NormParams& p, float* out, uint32_t column, Floats<N> x, float mean, float factor) {
+    Floats<N> weight, bias = all_floats<N>(0.0f);
+    if (KIND != L2) weight = load_floats<N>(p.weight + column);
+    if (KIND == LAYER && p.bias) bias = load_floats<N>(p.bias + column);
+    for (uint32_t i = 0; i < N; i++) {
+        if (KIND == RMS) x.at[i] *= factor * (weight.at[i] + p.weight_offset);
+        if (KIND == LAYER) x.at[i] = (x.at[i] - mean) * factor * weight.at[i] + bias.at[i];
+        if (KIND == L2) x.at[i] *= factor;
+    }
+    store_floats<N>(out + column, x);
+}
+
+template <Kind KIND>
 DEVICE void normalise(const NormParams& p) {
     dependency_wait();
-    float* values = reinterpret_cast<float*>(shared_memory());
-    float* room = values + p.group;
-    const size_t first = static_cast<size_t>(block_x()) * p.group, row = block_y();
-    float* x = p.x.at + row * p.x.stride + first;
+    float* room = reinterpret_cast<float*>(shared_memory());
+    float* values = room + WARP;
+    const NormPlace at = norm_place(p, block_x());
     float sum = 0.0f;
     for (uint32_t c = thread_index(); c < p.group; c += block_threads()) {
-        float value = x[c];
-        if (p.delta.at) {
-            value += p.delta.at[row * p.delta.stride + first + c];
-            x[c] = value;
-        }
+        float value = at.x[c];
+        if (at.delta) at.x[c] = value += at.delta[c];
         values[c] = value;  // read back by this thread alone
-        sum += LAYER ? value : value * value;
+        sum += KIND == LAYER ? value : value * value;
     }
-    const float n = static_cast<float>(p.group);
-    float mean = 0.0f, square = block_sum(sum, room) / n;
-    if (LAYER) {
-        mean = square;
-        float squares = 0.0f;
+    float mean = 0.0f, squares = block_sum(sum, room);
+    if (KIND == LAYER) {
+        mean = squares / static_cast<float>(p.group);
+        squares = 0.0f;
         for (uint32_t c = thread_index(); c < p.group; c += block_threads())
             squares += (values[c] - mean) * (values[c] - mean);
-        square = block_sum(squares, room) / n;
+        squares = block_sum(squares, room);
     }
-    const float factor = 1.0f / sqrtf(square + p.eps);
-    float* out = p.out.at + row * p.out.stride + first;
-    for (uint32_t c = thread_index(); c < p.group; c += block_threads()) {
-        const float scaled = (values[c] - mean) * factor * (p.weight[c] + p.weight_offset);
-        out[c] = p.bias ? scaled + p.bias[c] : scaled;
+    const float factor = norm_factor<KIND>(p, squares);
+    for (uint32_t c = thread_index(); c < p.group; c += block_threads())
+        norm_end<KIND, 1>(p, at.out, c, {{values[c]}}, mean, factor);
+    dependency_release();
+}
+
+// Vectors of four that a thread keeps.
+constexpr uint32_t KEPT = 4;
+
+// Sum over the team.
+DEVICE float team_sum(const NormParams& p, float value) {
+    return p.team == WARP ? warp_sum(value) : block_sum(value, reinterpret_cast<float*>(shared_memory()));
+}
+
+template <Kind KIND>
+DEVICE void normalise_vectors(const NormParams& p) {
+    dependency_wait();
+    const uint32_t unit = block_x() * (block_threads() / p.team) + thread_index() / p.team;
+    if (unit >= p.rows * (p.x.width / p.group)) return;  // a whole warp of the last block: larger teams have a block each
+    const NormPlace at = norm_place(p, unit);
+    const uint32_t first = thread_index() % p.team * 4, step = p.team * 4;
+    Floats<4> values[KEPT];
+#pragma unroll
+    for (uint32_t k = 0; k < KEPT; k++) {
+        const uint32_t c = first + k * step;
+        values[k] = c < p.group ? load_floats<4>(at.x + c) : all_floats<4>(0.0f);
+    }
+    if (at.delta) {
+#pragma unroll
+        for (uint32_t k = 0; k < KEPT; k++) {
+            const uint32_t c = first + k * step;
+            if (c >= p.group) break;
+            const Floats<4> delta = load_floats<4>(at.delta + c);
+            for (uint32_t i = 0; i < 4; i++) values[k].at[i] += delta.at[i];
+            store_floats<4>(at.x + c, values[k]);
+        }
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < KEPT; k++)
+        for (uint32_t i = 0; i < 4; i++) sum += KIND == LAYER ? values[k].at[i] : values[k].at[i] * values[k].at[i];
+    float mean = 0.0f, squares = team_sum(p, sum);
+    if (KIND == LAYER) {
+        mean = squares / static_cast<float>(p.group);
+        squares = 0.0f;
+#pragma unroll
+        for (uint32_t k = 0; k < KEPT; k++) {
+            if (first + k * step >= p.group) break;
+            for (uint32_t i = 0; i < 4; i++) squares += (values[k].at[i] - mean) * (values[k].at[i] - mean);
+        }
+        squares = team_sum(p, squares);
+    }
+    const float factor = norm_factor<KIND>(p, squares);
+#pragma unroll
+    for (uint32_t k = 0; k < KEPT; k++) {
+        const uint32_t c = first + k * step;
+        if (c < p.group) norm_end<KIND, 4>(p, at.out, c, values[k], mean, factor);
     }
     dependency_release();
 }
 
-GALERNE_KERNEL(norm_rms, NormParams, 1024, 1) { normalise<false>(p); }
-GALERNE_KERNEL(norm_layer, NormParams, 1024, 1) { normalise<true>(p); }
+GALERNE_KERNEL(norm_rms, NormParams, 1024, 1) { normalise<RMS>(p); }
+GALERNE_KERNEL(norm_layer, NormParams, 1024, 1) { normalise<LAYER>(p); }
+GALERNE_KERNEL(norm_l2, NormParams, 1024, 1) { normalise<L2>(p); }
+GALERNE_KERNEL(norm_rms_vector, NormParams, 1024, 1) { normalise_vectors<RMS>(p); }
+GALERNE_KERNEL(norm_layer_vector, NormParams, 1024, 1) { normalise_vectors<LAYER>(p); }
+GALERNE_KERNEL(norm_l2_vector, NormParams, 1024, 1) { normalise_vectors<L2>(p); }

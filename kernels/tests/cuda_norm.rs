@@ -1,18 +1,15 @@
 //! `norm.cu` on the CPU shim against f64.
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
-use galerne_cuda_shim::Shim;
+use galerne_cuda_shim::{Shim, numbers};
 use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Driver};
-use galerne_kernels::cuda::launch::norm::{Kind, norm};
+use galerne_kernels::cuda::launch::norm::{Kind, l2_normalise, norm};
 
-/// Numbers around `mean`, different for each seed.
-fn numbers(count: usize, seed: u32, mean: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0 + mean
-    };
-    (0..count).map(|_| next()).collect()
+#[derive(Clone, Copy, PartialEq)]
+enum Which {
+    Rms,
+    Layer,
+    L2,
 }
 
 #[derive(Clone, Copy)]
@@ -22,26 +19,28 @@ struct Case {
     groups: u32,
     /// Columns before and after the view in its buffer.
     margin: u32,
-    layer: bool,
+    which: Which,
     with_delta: bool,
     in_place: bool,
 }
 
-fn normalised(case: &Case, x: &[f64], weight: &[f32], bias: &[f32]) -> Vec<f64> {
+fn normalised(which: Which, x: &[f64], weight: &[f32], bias: &[f32]) -> Vec<f64> {
     let n = x.len() as f64;
-    let mean = if case.layer {
-        x.iter().sum::<f64>() / n
-    } else {
-        0.0
+    let mean = match which {
+        Which::Layer => x.iter().sum::<f64>() / n,
+        Which::Rms | Which::L2 => 0.0,
     };
-    let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
-    let factor = 1.0 / (square + 1e-5).sqrt();
+    let squares = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+    let factor = match which {
+        Which::L2 => 1.0 / squares.sqrt().max(1e-12),
+        Which::Rms | Which::Layer => 1.0 / (squares / n + 1e-5).sqrt(),
+    };
     let end = |(i, x): (usize, &f64)| {
         let weight = f64::from(weight[i]);
-        if case.layer {
-            (x - mean) * factor * weight + f64::from(bias[i])
-        } else {
-            x * factor * (weight + 1.0)
+        match which {
+            Which::Rms => x * factor * (weight + 1.0),
+            Which::Layer => (x - mean) * factor * weight + f64::from(bias[i]),
+            Which::L2 => x * factor,
         }
     };
     x.iter().enumerate().map(end).collect()
@@ -61,13 +60,6 @@ fn check(case: Case, seed: u64) {
         numbers(case.group as usize, 4, 0.0),
     );
     let (weight_memory, bias_memory) = (shim.memory(&weight), shim.memory(&bias));
-    let kind = if case.layer {
-        Kind::Layer {
-            bias: bias_memory.at(),
-        }
-    } else {
-        Kind::Rms { weight_offset: 1.0 }
-    };
     let x_view = x.view(stride, case.margin, width);
     let delta_view = if case.with_delta {
         delta_memory.view(stride, case.margin, width)
@@ -79,13 +71,15 @@ fn check(case: Case, seed: u64) {
     } else {
         out.view(stride, case.margin, width)
     };
-    let launch = norm(
-        kind,
-        (x_view, delta_view, out_view),
-        weight_memory.at(),
-        (rows, case.group),
-        1e-5,
-    );
+    let views = (x_view, delta_view, out_view);
+    let of_kind = |kind| norm(kind, views, weight_memory.at(), (rows, case.group), 1e-5);
+    let launch = match case.which {
+        Which::Rms => of_kind(Kind::Rms { weight_offset: 1.0 }),
+        Which::Layer => of_kind(Kind::Layer {
+            bias: bias_memory.at(),
+        }),
+        Which::L2 => l2_normalise(x_view, out_view, (rows, case.group)),
+    };
     // SAFETY: all memory is of `rows` rows of `stride` numbers.
     unsafe { shim.enqueue(&[launch]) }.expect("it runs");
     let (x, out) = (x.read(), out.read());
@@ -102,7 +96,10 @@ fn check(case: Case, seed: u64) {
         }
         let sums: Vec<f64> = sums.into_iter().map(f64::from).collect();
         for (g, group) in sums.chunks(case.group as usize).enumerate() {
-            for (i, expected) in normalised(&case, group, &weight, &bias).into_iter().enumerate() {
+            for (i, expected) in normalised(case.which, group, &weight, &bias)
+                .into_iter()
+                .enumerate()
+            {
                 let got = f64::from(out[columns.start + g * case.group as usize + i]);
                 // f32 has 24 bits, and the sum over the group loses a few.
                 let tolerance = 4e-6 * (1.0 + expected.abs());
@@ -135,6 +132,8 @@ fn norms_are_those_of_the_reference() {
     for (rows, group, groups, margin) in [
         (3, 576, 1, 0),
         (2, 64, 9, 4),
+        (3, 512, 3, 0),
+        (5, 4, 3, 4),
         (2, 63, 3, 1),
         (1, 1, 5, 0),
         (1, 4_096, 1, 4),
@@ -142,16 +141,17 @@ fn norms_are_those_of_the_reference() {
         (1, 16_384, 1, 0),
         (0, 64, 2, 0),
     ] {
-        for flags in 0..8_u32 {
+        for flags in 0..12_u32 {
             seed += 1;
+            let which = [Which::Rms, Which::Layer, Which::L2][flags as usize / 4];
             let case = Case {
                 rows,
                 group,
                 groups,
                 margin,
-                layer: flags & 1 != 0,
-                with_delta: flags & 2 != 0,
-                in_place: flags & 4 != 0,
+                which,
+                with_delta: flags & 1 != 0 && which != Which::L2,
+                in_place: flags & 2 != 0,
             };
             check(case, seed);
         }
@@ -170,4 +170,14 @@ fn a_layer_norm_may_have_no_bias() {
     // SAFETY: one row of two numbers.
     unsafe { shim.enqueue(&[launch]) }.expect("it runs");
     assert_eq!(x.read(), [-1.0, 1.0]);
+}
+
+#[test]
+fn nothing_has_length_0_and_stays() {
+    let shim = Shim::new(0);
+    let x = shim.memory(&[0.0_f32; 8]);
+    let launches = [0, 5].map(|start| l2_normalise(x.view(8, start, 3), x.view(8, start, 3), (1, 3)));
+    // SAFETY: one row of eight numbers.
+    unsafe { shim.enqueue(&launches) }.expect("it runs");
+    assert_eq!(x.read(), [0.0; 8]);
 }

@@ -8,5 +8,6 @@ pub mod kv;
 pub mod launch;
 pub mod memory;
 pub mod native;
+pub mod sampler;
 pub mod tables;
 pub mod weights;

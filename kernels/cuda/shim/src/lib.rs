@@ -50,6 +50,17 @@ pub fn kernels() -> Vec<(String, usize)> {
     }
 }
 
+/// Numbers from `mean - 1` to `mean + 1`, other ones for each seed.
+#[must_use]
+pub fn numbers(count: usize, seed: u32, mean: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0 + mean
+    };
+    (0..count).map(|_| next()).collect()
+}
+
 /// The driver. What is enqueued has run when the call returns, on the caller's thread.
 ///
 /// Device memory is filled with 0xff, and ends where a page begins that nobody may touch; so it begins at a multiple of

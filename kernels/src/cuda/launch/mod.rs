@@ -2,9 +2,29 @@
 //! the program's gate has checked, and touch no memory.
 
 pub mod attention;
+pub mod copy;
 pub mod dequantize;
+pub mod elementwise;
 pub mod embedding;
+pub mod kv_blocks;
 pub mod linear;
 pub mod linear_exact;
 pub mod linear_small;
+pub mod mean_pool;
 pub mod norm;
+pub mod rope;
+pub mod sample;
+
+/// Threads per block of kernels that spread vectors over the grid.
+const SPREAD_THREADS: u32 = 256;
+
+/// Blocks for so many vectors: each thread takes one while there are few, so that many multiprocessors take part, and four, which are
+/// in flight together, when there are many.
+fn spread(vectors: u32) -> u32 {
+    let blocks = vectors.div_ceil(SPREAD_THREADS);
+    if blocks > 1_024 {
+        blocks.div_ceil(4)
+    } else {
+        blocks
+    }
+}

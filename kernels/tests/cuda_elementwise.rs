@@ -1,0 +1,150 @@
+//! `elementwise.cu` on the CPU shim against f64.
+#![expect(unsafe_code, reason = "launches name raw memory")]
+
+use galerne_core::graph::Activation;
+use galerne_cuda_shim::{Shim, numbers};
+use galerne_kernels::cuda::driver::Driver;
+use galerne_kernels::cuda::launch::elementwise::{Elementwise, elementwise};
+
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Tanh,
+    Activation::Sigmoid,
+];
+
+fn ops() -> Vec<Elementwise> {
+    let mut ops = vec![
+        Elementwise::Add,
+        Elementwise::Mul,
+        Elementwise::Scale(0.3),
+        Elementwise::SoftCap(30.0),
+    ];
+    ops.extend(ACTIVATIONS.map(Elementwise::Activate));
+    ops.extend(ACTIVATIONS.map(Elementwise::ActivateMul));
+    ops
+}
+
+fn reference(op: Elementwise, a: f64, b: f64) -> f64 {
+    match op {
+        Elementwise::Add => a + b,
+        Elementwise::Mul => a * b,
+        Elementwise::Scale(factor) => a * f64::from(factor),
+        Elementwise::SoftCap(cap) => f64::from(cap) * (a / f64::from(cap)).tanh(),
+        Elementwise::Activate(function) => activation(function, a),
+        Elementwise::ActivateMul(function) => activation(function, a) * b,
+    }
+}
+
+fn activation(function: Activation, x: f64) -> f64 {
+    match function {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => x * normal_below(x),
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        Activation::Relu => x.max(0.0),
+        Activation::Tanh => x.tanh(),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+    }
+}
+
+/// How much of the normal distribution lies below `x`, by Simpson's rule; from -12 on there is nothing left in f32.
+fn normal_below(x: f64) -> f64 {
+    const STEPS: u32 = 4_000;
+    let density = |t: f64| (-t * t / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let h = (x + 12.0) / f64::from(STEPS);
+    let inner: f64 = (1..STEPS)
+        .map(|i| f64::from(2 + i % 2 * 2) * density(f64::from(i) * h - 12.0))
+        .sum();
+    h / 3.0 * (density(-12.0) + inner + density(x))
+}
+
+/// Where the output goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Out {
+    Apart,
+    OverA,
+    OverB,
+}
+
+fn check(op: Elementwise, (rows, width, margin): (u32, u32, u32), place: Out, seed: u64) {
+    let shim = Shim::new(seed);
+    let stride = width + 2 * margin;
+    let count = (rows * stride) as usize;
+    // Far into the tails of the functions, on both sides.
+    let a: Vec<f32> = numbers(count, 1, 0.0).iter().map(|x| x * 9.0).collect();
+    let b = numbers(count, 2, 0.5);
+    let (a_memory, b_memory, out_memory) = (shim.memory(&a), shim.memory(&b), shim.poisoned::<f32>(count));
+    let view = |memory: &galerne_cuda_shim::Memory<'_, f32>| memory.view(stride, margin, width);
+    let target = match place {
+        Out::Apart => &out_memory,
+        Out::OverA => &a_memory,
+        Out::OverB => &b_memory,
+    };
+    let launch = elementwise(op, view(&a_memory), view(&b_memory), view(target), rows);
+    // SAFETY: all memory is of `rows` rows of `stride` numbers.
+    unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+    let before = match place {
+        Out::Apart => vec![f32::NAN; count],
+        Out::OverA => a.clone(),
+        Out::OverB => b.clone(),
+    };
+    for (i, got) in target.read().into_iter().enumerate() {
+        let column = i as u32 % stride;
+        if column < margin || column >= margin + width {
+            assert!(
+                got.to_bits() == before[i].to_bits() || got.is_nan() && before[i].is_nan(),
+                "{op:?} wrote outside its columns at {i}"
+            );
+            continue;
+        }
+        let expected = reference(op, f64::from(a[i]), f64::from(b[i]));
+        // A few roundings of 2^-24 each, and the exponential's argument is rounded relative to its size of up to 30.
+        let tolerance = 3e-6 * expected.abs() + 1e-9;
+        assert!(
+            (f64::from(got) - expected).abs() <= tolerance,
+            "{op:?} {place:?} at {i}: expected {expected}, got {got} (a {}, b {})",
+            a[i],
+            b[i]
+        );
+    }
+}
+
+#[test]
+fn functions_are_those_of_the_reference() {
+    for (seed, op) in (0..).zip(ops()) {
+        check(op, (3, 37, 1), Out::Apart, seed);
+        check(op, (2, 64, 4), Out::Apart, seed);
+        check(op, (2, 64, 4), Out::OverA, seed);
+        check(op, (5, 1, 3), Out::OverB, seed);
+        check(op, (0, 64, 0), Out::Apart, seed);
+        check(op, (3, 0, 4), Out::Apart, seed);
+    }
+}
+
+#[test]
+fn a_thread_takes_several_vectors_of_a_large_matrix() {
+    // More than 1,024 blocks of 256 threads: aligned, and one column off.
+    check(Elementwise::Add, (260, 4_100, 0), Out::OverB, 1);
+    check(Elementwise::Add, (270, 1_001, 1), Out::OverA, 2);
+}
+
+#[test]
+fn extremes_stay_numbers() {
+    let shim = Shim::new(0);
+    let x = [-1e30_f32, -100.0, -88.8, 0.0, 88.8, 100.0, 1e10, 3e38];
+    for function in ACTIVATIONS {
+        let (input, out) = (shim.memory(&x), shim.poisoned::<f32>(8));
+        let (a, b) = (input.view(8, 0, 8), out.view(8, 0, 8));
+        let launch = elementwise(Elementwise::Activate(function), a, b, b, 1);
+        // SAFETY: one row of eight numbers.
+        unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+        for (x, got) in x.iter().zip(out.read()) {
+            assert!(!got.is_nan(), "{function:?} of {x}");
+        }
+    }
+}
