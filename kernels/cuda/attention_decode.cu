@@ -7,78 +7,31 @@
 // A stage: 16 rows of keys, 16 rows of values, then for 8-bit integers 16 scales of the keys and 16 of the values.
 #include "attention_mma.cuh"
 
-constexpr uint32_t DECODE_WARPS = 4, DECODE_KEYS = 16, TILE_KEYS = DECODE_WARPS * DECODE_KEYS, TILE_ROWS = 16;
+constexpr uint32_t TILE_ROWS = 16;
 
 template <uint32_t DTYPE, uint32_t WIDTH>
 struct Decode {
     using Rows = CodeRows<DTYPE, WIDTH>;
     // So many that about 100 KB are under way or in use per block (200 KB of heads of 256).
     static constexpr uint32_t STAGES = Codes<DTYPE>::IS_BYTE ? 6 : 3;
-    static constexpr uint32_t SIDE_BYTES = DECODE_KEYS * Rows::STRIDE;
-    static constexpr uint32_t STAGE_BYTES = 2 * SIDE_BYTES + (Codes<DTYPE>::HAS_SCALES ? 2 * DECODE_KEYS * 4 : 0);
+    static constexpr uint32_t SIDE_BYTES = WARP_KEYS * Rows::STRIDE;
+    static constexpr uint32_t STAGE_BYTES = 2 * SIDE_BYTES + (Codes<DTYPE>::HAS_SCALES ? 2 * WARP_KEYS * 4 : 0);
 };
-
-// What a warp's lanes need to copy keys; lane `i` and `i + 16` care for the place of key `i`.
-struct KeyStream {
-    const uint32_t* blocks;
-    uint32_t first_seen;  // keys before it are not read
-    uint32_t end;
-    uint32_t next;   // the next step's first key
-    uint32_t block;  // of this lane's key of the next step
-};
-
-DEVICE uint32_t stream_block(const AttentionParams& p, const KeyStream& stream) {
-    const uint32_t own = stream.next + thread_index() % DECODE_KEYS;
-    const uint32_t key = own < stream.first_seen ? stream.first_seen : own < stream.end ? own : stream.end - 1;
-    return stream.blocks[p.block_shift < 32 ? key >> p.block_shift : key / p.kv.block_tokens];
-}
-
-// Starts copying the stream's next 16 keys and values to a stage, and looks up the blocks of those after.
-template <uint32_t DTYPE, uint32_t WIDTH>
-DEVICE void start_stage(const AttentionParams& p, KeyStream& stream, unsigned char* stage) {
-    using Plan = Decode<DTYPE, WIDTH>;
-    using Rows = CodeRows<DTYPE, WIDTH>;
-    const uint32_t lane = thread_index() % WARP;
-    const uint32_t own = stream.next + lane % DECODE_KEYS;
-    const bool is_seen = own >= stream.first_seen && own < stream.end;
-    const uint32_t index = p.block_shift < 32 ? own >> p.block_shift : own / p.kv.block_tokens;
-    const uint64_t block = stream.block * p.kv.block_bytes;
-    const uint64_t slot = static_cast<uint64_t>(block_y()) * p.kv.block_tokens + own - index * p.kv.block_tokens;
-    const uint32_t row_chunks = p.kv.head_width * Codes<DTYPE>::BYTES / 16;
-    // Addresses of keys that are not seen are those of the pool's first, and nothing is read there.
-    const uint64_t place = is_seen ? block + slot * (row_chunks * 16) : 0;
-    const uint32_t seen = warp_ballot(is_seen);
-    const unsigned char* values = p.kv.bytes + kv_values_at(p.kv);
-#pragma unroll
-    for (uint32_t i = 0; i < DECODE_KEYS * Rows::CHUNKS / WARP; i++) {
-        const uint32_t row = (i * WARP + lane) / Rows::CHUNKS, chunk = (i * WARP + lane) % Rows::CHUNKS;
-        const bool is_valid = (seen >> row & 1) != 0 && chunk < row_chunks;
-        const uint64_t at = shuffle(place, row) + (is_valid ? chunk * 16 : 0);
-        copy_start(stage + row * Rows::STRIDE + chunk * 16, p.kv.bytes + at, is_valid);
-        copy_start(stage + Plan::SIDE_BYTES + row * Rows::STRIDE + chunk * 16, values + at, is_valid);
-    }
-    if (Codes<DTYPE>::HAS_SCALES) {
-        const unsigned char* scales = p.kv.bytes + kv_scales_at(p.kv, lane >= DECODE_KEYS);
-        copy_start_word(stage + 2 * Plan::SIDE_BYTES + lane * 4, scales + (is_seen ? block + slot * 4 : 0), is_seen);
-    }
-    stream.next += TILE_KEYS;
-    if (stream.next < stream.end) stream.block = stream_block(p, stream);
-}
 
 // One stage's 16 keys into the warp's running result.
 template <uint32_t DTYPE, uint32_t WIDTH>
-DEVICE void decode_step(const AttentionParams& p, const TileRows& rows, const uint32_t (&queries)[WIDTH / 16][4],
+DEVICE void decode_step(const AttentionParams& p, const TileRows& rows, const RegisterQueries<WIDTH>& queries,
                         const unsigned char* stage, uint32_t key, Softmax& state, float (&out)[WIDTH / 8][4]) {
     using Plan = Decode<DTYPE, WIDTH>;
     const float* scales = reinterpret_cast<const float*>(stage + 2 * Plan::SIDE_BYTES);
-    Scores<DECODE_KEYS> scores = {};
+    Scores<WARP_KEYS> scores = {};
     score_keys<DTYPE, WIDTH>(scores, queries, stage, 0);
     finish_scores<DTYPE>(scores, p, rows, key, scales, true);
     float shrink[2];
     step_softmax(scores, state, shrink);
     shrink_out<WIDTH>(out, shrink);
     uint32_t a[4];
-    probabilities<DTYPE>(a, scores, 0, scales + DECODE_KEYS);
+    probabilities<DTYPE>(a, scores, 0, scales + WARP_KEYS);
     add_values<DTYPE, WIDTH>(out, a, stage + Plan::SIDE_BYTES);
 }
 
@@ -115,12 +68,12 @@ template <uint32_t WIDTH>
 DEVICE void join_results(const AttentionParams& p, const AttentionItem& item, const float* room) {
     constexpr uint32_t FLOATS = WarpResult<WIDTH>::FLOATS;
     const uint32_t lane = thread_index() % WARP;
-    for (uint32_t index = thread_index() / WARP; index < item.rows; index += DECODE_WARPS) {
-        float largest = -INFINITY, sum = 0.0f, weight[DECODE_WARPS];
+    for (uint32_t index = thread_index() / WARP; index < item.rows; index += WARPS) {
+        float largest = -INFINITY, sum = 0.0f, weight[WARPS];
 #pragma unroll
-        for (uint32_t w = 0; w < DECODE_WARPS; w++) largest = fmaxf(largest, room[w * FLOATS + index]);
+        for (uint32_t w = 0; w < WARPS; w++) largest = fmaxf(largest, room[w * FLOATS + index]);
 #pragma unroll
-        for (uint32_t w = 0; w < DECODE_WARPS; w++) {
+        for (uint32_t w = 0; w < WARPS; w++) {
             weight[w] = largest == -INFINITY ? 0.0f : fast_exp2(room[w * FLOATS + index] - largest);
             sum += weight[w] * room[w * FLOATS + TILE_ROWS + index];
         }
@@ -133,10 +86,19 @@ DEVICE void join_results(const AttentionParams& p, const AttentionItem& item, co
             const float* at = room + 2 * TILE_ROWS + index * WarpResult<WIDTH>::STRIDE + c;
             float result = 0.0f;
 #pragma unroll
-            for (uint32_t w = 0; w < DECODE_WARPS; w++) result += weight[w] * at[w * FLOATS];
+            for (uint32_t w = 0; w < WARPS; w++) result += weight[w] * at[w * FLOATS];
             out[c] = result * factor;
         }
     }
+}
+
+// Starts copying the stream's next keys to a stage.
+template <uint32_t DTYPE, uint32_t WIDTH>
+DEVICE void start_stage(const AttentionParams& p, KeyStream& stream, unsigned char* stage) {
+    using Plan = Decode<DTYPE, WIDTH>;
+    if (stream.next >= stream.end) return;
+    unsigned char* scales = stage + 2 * Plan::SIDE_BYTES;
+    start_keys<DTYPE, WIDTH>(p, stream, stage, stage + Plan::SIDE_BYTES, scales, scales + WARP_KEYS * 4);
 }
 
 template <uint32_t DTYPE, uint32_t WIDTH>
@@ -144,25 +106,23 @@ DEVICE void decode_item(const AttentionParams& p, const AttentionItem& item) {
     using Plan = Decode<DTYPE, WIDTH>;
     const uint32_t warp = thread_index() / WARP;
     unsigned char* ring = shared_memory() + warp * Plan::STAGES * Plan::STAGE_BYTES;
-    const TileRows rows = tile_rows(p, item, block_y(), 0);
-    KeyStream stream = {p.block_table + static_cast<size_t>(item.sequence) * p.blocks_stride,
-                        attention_row(p, item, block_y(), 0).begin, item.key_end, item.key_begin + warp * DECODE_KEYS, 0};
-    stream.block = stream_block(p, stream);
+    const TileRows rows = tile_rows(p, item, 0);
+    KeyStream stream = key_stream(p, item, block_y(), warp);
 #pragma unroll
     for (uint32_t stage = 0; stage + 1 < Plan::STAGES; stage++) {
-        if (stream.next < stream.end) start_stage<DTYPE, WIDTH>(p, stream, ring + stage * Plan::STAGE_BYTES);
+        start_stage<DTYPE, WIDTH>(p, stream, ring + stage * Plan::STAGE_BYTES);
         copy_commit();
     }
-    uint32_t queries[WIDTH / 16][4];
-    load_queries<DTYPE, WIDTH>(queries, p, rows);
+    RegisterQueries<WIDTH> queries;
+    load_queries<DTYPE, WIDTH>(queries.a, p, item, 0);
     float out[WIDTH / 8][4] = {};
     Softmax state = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
     uint32_t stage = 0;
-    for (uint32_t key = item.key_begin + warp * DECODE_KEYS; key < item.key_end; key += TILE_KEYS) {
+    for (uint32_t key = item.key_begin + warp * WARP_KEYS; key < item.key_end; key += TILE_KEYS) {
         copy_wait<static_cast<int>(Plan::STAGES) - 2>();
         warp_barrier();
         const uint32_t free_stage = stage == 0 ? Plan::STAGES - 1 : stage - 1;
-        if (stream.next < stream.end) start_stage<DTYPE, WIDTH>(p, stream, ring + free_stage * Plan::STAGE_BYTES);
+        start_stage<DTYPE, WIDTH>(p, stream, ring + free_stage * Plan::STAGE_BYTES);
         copy_commit();
         decode_step<DTYPE, WIDTH>(p, rows, queries, ring + stage * Plan::STAGE_BYTES, key, state, out);
         stage = stage + 1 == Plan::STAGES ? 0 : stage + 1;

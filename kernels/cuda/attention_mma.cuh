@@ -106,41 +106,142 @@ DEVICE void load_values(uint32_t (&b)[4][2], const unsigned char* rows, uint32_t
     }
 }
 
-// The two rows of a 16-row tile whose numbers a thread holds, lane / 4 and lane / 4 + 8.
-struct TileRows {
-    AttentionRow row[2];
-    bool is_there[2];
+constexpr uint32_t WARPS = 4;                         // of a block
+constexpr uint32_t WARP_KEYS = 16;                    // that a warp copies of a tile of keys
+constexpr uint32_t TILE_KEYS = WARPS * WARP_KEYS;
+
+// What a warp's lanes need to copy their part of every 64 keys; lanes `i` and `i + 16` care for the place of key `i`.
+struct KeyStream {
+    const uint32_t* blocks;
+    uint32_t first_seen;  // keys before it are not read
+    uint32_t end;
+    uint32_t next;   // first key of the next copy
+    uint32_t block;  // of this lane's key in it
 };
 
-// Rows `first` .. `first` + 16 of an item; rows past its end see what its last one sees, and are not stored.
-DEVICE TileRows tile_rows(const AttentionParams& p, const AttentionItem& item, uint32_t kv_head, uint32_t first) {
+DEVICE uint32_t block_index(const AttentionParams& p, uint32_t key) {
+    return p.block_shift < 32 ? key >> p.block_shift : key / p.kv.block_tokens;
+}
+
+DEVICE uint32_t stream_block(const AttentionParams& p, const KeyStream& stream) {
+    const uint32_t own = stream.next + thread_index() % WARP_KEYS;
+    const uint32_t key = own < stream.first_seen ? stream.first_seen : own < stream.end ? own : stream.end - 1;
+    return stream.blocks[block_index(p, key)];
+}
+
+DEVICE KeyStream key_stream(const AttentionParams& p, const AttentionItem& item, uint32_t kv_head, uint32_t warp) {
+    KeyStream stream = {p.block_table + static_cast<size_t>(item.sequence) * p.blocks_stride,
+                        attention_row(p, item, kv_head, 0).begin, item.key_end, item.key_begin + warp * WARP_KEYS, 0};
+    if (stream.first_seen >= stream.end) stream.first_seen = stream.end - 1;
+    stream.block = stream_block(p, stream);
+    return stream;
+}
+
+// Starts copying the warp's next 16 keys and values, 0 for those that no row sees, and looks up the blocks of those after.
+template <uint32_t DTYPE, uint32_t WIDTH>
+DEVICE void start_keys(const AttentionParams& p, KeyStream& stream, unsigned char* keys, unsigned char* values,
+                       unsigned char* key_scales, unsigned char* value_scales) {
+    using Rows = CodeRows<DTYPE, WIDTH>;
+    const uint32_t lane = thread_index() % WARP, key = lane % WARP_KEYS, own = stream.next + key;
+    const bool is_seen = own >= stream.first_seen && own < stream.end;
+    const uint64_t block = stream.block * p.kv.block_bytes;
+    const uint64_t slot =
+        static_cast<uint64_t>(block_y()) * p.kv.block_tokens + own - block_index(p, own) * p.kv.block_tokens;
+    const uint32_t row_chunks = p.kv.head_width * Codes<DTYPE>::BYTES / 16;
+    const uint64_t place = is_seen ? block + slot * (row_chunks * 16) : 0;
+    const uint32_t seen = warp_ballot(is_seen);
+    const size_t values_at = kv_values_at(p.kv);
+    // Unrolled further it takes registers that the results need.
+#pragma unroll 4
+    for (uint32_t i = 0; i < WARP_KEYS * Rows::CHUNKS / WARP; i++) {
+        const uint32_t row = (i * WARP + lane) / Rows::CHUNKS, chunk = (i * WARP + lane) % Rows::CHUNKS;
+        const bool is_valid = (seen >> row & 1) != 0 && chunk < row_chunks;
+        // Where nothing is copied the address is the pool's first.
+        const unsigned char* from = p.kv.bytes + shuffle(place, row) + (is_valid ? chunk * 16 : 0);
+        const uint32_t to = row * Rows::STRIDE + chunk * 16;
+        copy_start(keys + to, from, is_valid);
+        copy_start(values + to, from + (is_valid ? values_at : 0), is_valid);
+    }
+    if (Codes<DTYPE>::HAS_SCALES) {
+        const bool is_value = lane >= WARP_KEYS;
+        const uint64_t from = is_seen ? block + slot * 4 + kv_scales_at(p.kv, is_value) : 0;
+        copy_start_word((is_value ? value_scales : key_scales) + key * 4, p.kv.bytes + from, is_seen);
+    }
+    stream.next += TILE_KEYS;
+    if (stream.next < stream.end) stream.block = stream_block(p, stream);
+}
+
+// The keys that the two rows of a 16-row tile see whose numbers a thread holds, lane / 4 and lane / 4 + 8.
+struct TileRows {
+    uint32_t begin[2];
+    uint32_t end[2];
+};
+
+// The thread's row `r` of the tile that begins at row `first` of an item; what the item's last row is where that is past the end.
+DEVICE AttentionRow tile_row(const AttentionParams& p, const AttentionItem& item, uint32_t first, uint32_t r, bool& is_there) {
+    const uint32_t index = first + thread_index() % WARP / 4 + 8 * r;
+    is_there = index < item.rows;
+    return attention_row(p, item, block_y(), is_there ? index : item.rows - 1);
+}
+
+DEVICE TileRows tile_rows(const AttentionParams& p, const AttentionItem& item, uint32_t first) {
     TileRows rows;
 #pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-        const uint32_t index = first + thread_index() % WARP / 4 + 8 * i;
-        rows.is_there[i] = index < item.rows;
-        rows.row[i] = attention_row(p, item, kv_head, rows.is_there[i] ? index : item.rows - 1);
+    for (uint32_t r = 0; r < 2; r++) {
+        bool is_there;
+        const AttentionRow row = tile_row(p, item, first, r, is_there);
+        rows.begin[r] = row.begin;
+        rows.end[r] = row.end;
     }
     return rows;
 }
 
-// The a fragments of the tile's queries; 0 past the head's width.
+// The a fragments of a tile's queries, in registers,
+template <uint32_t WIDTH>
+struct RegisterQueries {
+    uint32_t a[WIDTH / 16][4];
+};
+
+template <uint32_t WIDTH>
+DEVICE void load_query(uint32_t (&a)[4], const RegisterQueries<WIDTH>& queries, uint32_t step) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) a[i] = queries.a[step][i];
+}
+
+// or, where results leave no room for them, in shared memory.
+struct SharedQueries {
+    uint4* at;  // [steps][32] of the warp
+};
+
+DEVICE void load_query(uint32_t (&a)[4], const SharedQueries& queries, uint32_t step) {
+    const uint4 four = queries.at[step * WARP + thread_index() % WARP];
+    a[0] = four.x;
+    a[1] = four.y;
+    a[2] = four.z;
+    a[3] = four.w;
+}
+
+// Loads the queries of a tile; 0 past the head's width and the item's rows.
 template <uint32_t DTYPE, uint32_t WIDTH>
-DEVICE void load_queries(uint32_t (&a)[WIDTH / 16][4], const AttentionParams& p, const TileRows& rows) {
+DEVICE void load_queries(uint32_t (&a)[WIDTH / 16][4], const AttentionParams& p, const AttentionItem& item, uint32_t first) {
 #pragma unroll
-    for (uint32_t step = 0; step < WIDTH / 16; step++) {
+    for (uint32_t r = 0; r < 2; r++) {
+        bool is_there;
+        const AttentionRow row = tile_row(p, item, first, r, is_there);
+        const float* q = p.q.at + row.row * p.q.stride + row.column;
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            const AttentionRow& row = rows.row[i % 2];
-            const float* q = p.q.at + row.row * p.q.stride + row.column;
-            const uint32_t column = query_column<DTYPE>(step, i / 2, 0);
-            const bool is_there = rows.is_there[i % 2] && column < p.kv.head_width;
-            float low = is_there ? q[column] : 0.0f, high = is_there ? q[column + 1] : 0.0f;
+        for (uint32_t i = 0; i < WIDTH / 8; i++) {
+            const uint32_t step = i / 2, half = i % 2, column = query_column<DTYPE>(step, half, 0);
+            float low = 0.0f, high = 0.0f;
+            if (is_there && column < p.kv.head_width) {
+                low = q[column];
+                high = q[column + 1];
+            }
             if (!Codes<DTYPE>::IS_BF16) {
                 low = fminf(fmaxf(low, -65504.0f), 65504.0f);
                 high = fminf(fmaxf(high, -65504.0f), 65504.0f);
             }
-            a[step][i] = pack_pair<DTYPE>(low, high);
+            a[step][2 * half + r] = pack_pair<DTYPE>(low, high);
         }
     }
 }
@@ -175,8 +276,7 @@ DEVICE void finish_scores(Scores<KEYS>& scores, const AttentionParams& p, const 
         for (uint32_t i = 0; i < 4; i++) {
             const uint32_t column = 8 * tile + 2 * pair + i % 2, key = first_key + column;
             const float dot = scores.c[tile][i] * (Codes<DTYPE>::HAS_SCALES ? scales[column] : 1.0f);
-            const AttentionRow& row = rows.row[i / 2];
-            const bool is_seen = !is_masked || (key >= row.begin && key < row.end);
+            const bool is_seen = !is_masked || (key >= rows.begin[i / 2] && key < rows.end[i / 2]);
             scores.c[tile][i] = is_seen ? score_log2(p, dot) : -INFINITY;
         }
     }
@@ -228,16 +328,18 @@ DEVICE void probabilities(uint32_t (&a)[4], const Scores<KEYS>& scores, uint32_t
 }
 
 // scores += queries x 16 keys, of tiles 2 part and 2 part + 1.
-template <uint32_t DTYPE, uint32_t WIDTH, uint32_t KEYS>
-DEVICE void score_keys(Scores<KEYS>& scores, const uint32_t (&queries)[WIDTH / 16][4], const unsigned char* rows, uint32_t part) {
+template <uint32_t DTYPE, uint32_t WIDTH, uint32_t KEYS, typename Queries>
+DEVICE void score_keys(Scores<KEYS>& scores, const Queries& queries, const unsigned char* rows, uint32_t part) {
 #pragma unroll
     for (uint32_t columns = 0; columns < WIDTH / 32; columns++) {
         uint32_t b[2][2][2];
         load_keys<DTYPE, WIDTH>(b, rows, columns);
 #pragma unroll
         for (uint32_t step = 0; step < 2; step++) {
+            uint32_t a[4];
+            load_query(a, queries, 2 * columns + step);
 #pragma unroll
-            for (uint32_t tile = 0; tile < 2; tile++) mma<DTYPE>(scores.c[2 * part + tile], queries[2 * columns + step], b[step][tile]);
+            for (uint32_t tile = 0; tile < 2; tile++) mma<DTYPE>(scores.c[2 * part + tile], a, b[step][tile]);
         }
     }
 }

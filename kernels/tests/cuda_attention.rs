@@ -260,16 +260,22 @@ fn attend(
     }
 }
 
-/// Runs the case and checks every number; the names of the kernels that ran.
-fn check(case: &Case, seed: u64, tolerance: f64) -> Vec<&'static str> {
+/// What ran: kernels, and tiles whose keys were split.
+struct Ran {
+    kernels: Vec<&'static str>,
+    joined: usize,
+}
+
+/// Runs the case and checks every number.
+fn check(case: &Case, seed: u64, tolerance: f64) -> Ran {
     let world = world(case, seed);
     let shim = Shim::new(seed);
     let tokens: usize = case.sequences.iter().map(|s| s.1).sum();
     let rows = tokens + case.padding;
     let shape = PlanShape::new(&case.layer, case.multiprocessors);
-    let (mut plan, mut words) = (Plan::default(), vec![]);
-    shape.plan(&world.slices, rows, &mut plan);
-    plan.encode(&mut words);
+    let (mut plan_of_host, mut words) = (Plan::default(), vec![]);
+    shape.plan(&world.slices, rows, &mut plan_of_host);
+    plan_of_host.encode(&mut words);
     let capacity = shape.capacity(rows, case.sequences.len());
     let width = case.layer.heads * case.layer.head_width;
     let stride = width + case.margin;
@@ -304,7 +310,10 @@ fn check(case: &Case, seed: u64, tolerance: f64) -> Vec<&'static str> {
     // SAFETY: all memory is as large as the kernels' headers say.
     unsafe { shim.enqueue(&launches) }.expect("it runs");
     compare(case, &world, &out.read(), tolerance);
-    launches.iter().map(|launch: &Launch| launch.kernel).collect()
+    Ran {
+        kernels: launches.iter().map(|launch: &Launch| launch.kernel).collect(),
+        joined: plan_of_host.merges.iter().filter(|merge| merge.parts > 0).count(),
+    }
 }
 
 fn compare(case: &Case, world: &World, out: &[f32], tolerance: f64) {
@@ -368,19 +377,47 @@ fn decode_reads_each_dtype_and_width() {
             );
             case.step = Step::Decode;
             case.padding = 1;
-            let kernels = check(&case, seed, tolerance(element));
+            let kernels = check(&case, seed, tolerance(element)).kernels;
             assert!(kernels[0].starts_with("attention_decode_"), "{kernels:?}");
         }
     }
 }
 
 #[test]
+fn prefill_reads_each_dtype_and_width() {
+    let mut seed = 20;
+    for element in [KvElement::Bf16, KvElement::F16, KvElement::Int8, KvElement::Fp8] {
+        for (heads, kv_heads, width) in [(2, 1, 64), (3, 1, 32), (5, 1, 96), (2, 2, 128), (3, 1, 256)] {
+            seed += 1;
+            let mut case = case(
+                layer(heads, kv_heads, width),
+                element,
+                &[(0, 70), (33, 20), (90, 1)],
+            );
+            case.margin = 1;
+            let kernels = check(&case, seed, tolerance(element)).kernels;
+            assert!(kernels[1].starts_with("attention_prefill_"), "{kernels:?}");
+        }
+    }
+}
+
+#[test]
+fn many_heads_decode_in_large_tiles() {
+    let mut case = case(layer(40, 1, 16), KvElement::Bf16, &[(300, 1), (7, 1)]);
+    case.step = Step::Decode;
+    case.padding = 1;
+    check(&case, 9, tolerance(KvElement::Bf16));
+}
+
+#[test]
 fn a_split_context_is_joined() {
-    for element in [KvElement::F32, KvElement::Bf16] {
-        let mut case = case(layer(4, 1, 64), element, &[(1_500, 1), (90, 1)]);
-        case.multiprocessors = 5;
-        case.step = Step::Decode;
-        check(&case, 3, tolerance(element));
+    for element in [KvElement::F32, KvElement::Bf16, KvElement::Int8] {
+        for (tokens, step) in [(1, Step::Decode), (30, Step::Mixed)] {
+            let mut case = case(layer(4, 1, 64), element, &[(1_500, tokens), (90, 1)]);
+            case.multiprocessors = 5;
+            case.step = step;
+            assert!(check(&case, 3, tolerance(element)).joined > 0);
+        }
     }
 }
 

@@ -104,7 +104,8 @@ pub fn attention(
 fn tile_launch(grid: [u32; 3], is_small: bool, params: &AttentionParams) -> Launch {
     match Fast::of(&params.kv) {
         Some(fast) if is_small => fast.decode(grid, params),
-        _ => exact(grid, params),
+        Some(fast) => fast.prefill(grid, params),
+        None => exact(grid, params),
     }
 }
 
@@ -193,6 +194,44 @@ impl Fast {
         ];
         let stages = if self.element.bytes() == 1 { 6 } else { 3 };
         let shared_bytes = WARPS * stages * self.stage_bytes(16);
+        Launch::new(
+            NAMES[self.index.0][self.index.1],
+            grid,
+            THREADS,
+            shared_bytes,
+            params,
+        )
+    }
+    fn prefill(&self, grid: [u32; 3], params: &AttentionParams) -> Launch {
+        const NAMES: [[&str; 4]; 4] = [
+            [
+                "attention_prefill_bf16_64",
+                "attention_prefill_bf16_96",
+                "attention_prefill_bf16_128",
+                "attention_prefill_bf16_256",
+            ],
+            [
+                "attention_prefill_f16_64",
+                "attention_prefill_f16_96",
+                "attention_prefill_f16_128",
+                "attention_prefill_f16_256",
+            ],
+            [
+                "attention_prefill_int8_64",
+                "attention_prefill_int8_96",
+                "attention_prefill_int8_128",
+                "attention_prefill_int8_256",
+            ],
+            [
+                "attention_prefill_fp8_64",
+                "attention_prefill_fp8_96",
+                "attention_prefill_fp8_128",
+                "attention_prefill_fp8_256",
+            ],
+        ];
+        // Queries of 64 rows in 16 bits.
+        let queries = if self.width > 128 { 64 * self.width * 2 } else { 0 };
+        let shared_bytes = 2 * self.stage_bytes(64) + queries;
         Launch::new(
             NAMES[self.index.0][self.index.1],
             grid,
