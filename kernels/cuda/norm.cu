@@ -47,20 +47,27 @@ DEVICE NormPlace norm_place(const NormParams& p, uint32_t unit) {
 template <Kind KIND>
 DEVICE float norm_factor(const NormParams& p, float squares) {
     if (KIND == L2) return 1.0f / fmaxf(sqrtf(squares), p.eps);
-    return 1.0f / sqrtf(squares / static_cast<float>(p.group) + p.eps);
+    return reciprocal_sqrt(squares / static_cast<float>(p.group) + p.eps);
 }
 
 template <Kind KIND, uint32_t N>
-DEVICE void norm_end(const NormParams& p, float* out, uint32_t column, Floats<N> x, float mean, float factor) {
-    Floats<N> weight, bias = all_floats<N>(0.0f);
-    if (KIND != L2) weight = load_floats<N>(p.weight + column);
-    if (KIND == LAYER && p.bias) bias = load_floats<N>(p.bias + column);
+DEVICE Floats<N> norm_end(const NormParams& p, Floats<N> x, const Floats<N>& weight, const Floats<N>& bias, float mean, float factor) {
     for (uint32_t i = 0; i < N; i++) {
         if (KIND == RMS) x.at[i] *= factor * (weight.at[i] + p.weight_offset);
         if (KIND == LAYER) x.at[i] = (x.at[i] - mean) * factor * weight.at[i] + bias.at[i];
         if (KIND == L2) x.at[i] *= factor;
     }
-    store_floats<N>(out + column, x);
+    return x;
+}
+
+// Columns `column` and following of the weight and of the bias; what a kind does not have is not looked at.
+template <Kind KIND, uint32_t N>
+DEVICE Floats<N> norm_weight(const NormParams& p, uint32_t column) {
+    return KIND == L2 ? all_floats<N>(0.0f) : load_floats<N>(p.weight + column);
+}
+template <Kind KIND, uint32_t N>
+DEVICE Floats<N> norm_bias(const NormParams& p, uint32_t column) {
+    return KIND == LAYER && p.bias ? load_floats<N>(p.bias + column) : all_floats<N>(0.0f);
 }
 
 template <Kind KIND>
@@ -85,8 +92,10 @@ DEVICE void normalise(const NormParams& p) {
         squares = block_sum(squares, room);
     }
     const float factor = norm_factor<KIND>(p, squares);
-    for (uint32_t c = thread_index(); c < p.group; c += block_threads())
-        norm_end<KIND, 1>(p, at.out, c, {{values[c]}}, mean, factor);
+    for (uint32_t c = thread_index(); c < p.group; c += block_threads()) {
+        const Floats<1> weight = norm_weight<KIND, 1>(p, c), bias = norm_bias<KIND, 1>(p, c);
+        at.out[c] = norm_end<KIND, 1>(p, {{values[c]}}, weight, bias, mean, factor).at[0];
+    }
     dependency_release();
 }
 
@@ -105,21 +114,32 @@ DEVICE void normalise_vectors(const NormParams& p) {
     if (unit >= p.rows * (p.x.width / p.group)) return;  // a whole warp of the last block: larger teams have a block each
     const NormPlace at = norm_place(p, unit);
     const uint32_t first = thread_index() % p.team * 4, step = p.team * 4;
-    Floats<4> values[KEPT];
+    // Loads come together, before stores: the compiler cannot know that they do not overlap, and would wait for each.
+    Floats<4> values[KEPT], weight[KEPT], bias[KEPT];
 #pragma unroll
     for (uint32_t k = 0; k < KEPT; k++) {
         const uint32_t c = first + k * step;
         values[k] = c < p.group ? load_floats<4>(at.x + c) : all_floats<4>(0.0f);
     }
     if (at.delta) {
+        Floats<4> delta[KEPT];
 #pragma unroll
         for (uint32_t k = 0; k < KEPT; k++) {
             const uint32_t c = first + k * step;
-            if (c >= p.group) break;
-            const Floats<4> delta = load_floats<4>(at.delta + c);
-            for (uint32_t i = 0; i < 4; i++) values[k].at[i] += delta.at[i];
-            store_floats<4>(at.x + c, values[k]);
+            delta[k] = c < p.group ? load_floats<4>(at.delta + c) : all_floats<4>(0.0f);
         }
+#pragma unroll
+        for (uint32_t k = 0; k < KEPT; k++) {
+            const uint32_t c = first + k * step;
+            for (uint32_t i = 0; i < 4; i++) values[k].at[i] += delta[k].at[i];
+            if (c < p.group) store_floats<4>(at.x + c, values[k]);
+        }
+    }
+    // On their way while the block adds up.
+#pragma unroll
+    for (uint32_t k = 0; k < KEPT; k++) {
+        const uint32_t c = first + k * step;
+        weight[k] = c < p.group ? norm_weight<KIND, 4>(p, c) : all_floats<4>(0.0f);
     }
     float sum = 0.0f;
 #pragma unroll
@@ -140,7 +160,12 @@ DEVICE void normalise_vectors(const NormParams& p) {
 #pragma unroll
     for (uint32_t k = 0; k < KEPT; k++) {
         const uint32_t c = first + k * step;
-        if (c < p.group) norm_end<KIND, 4>(p, at.out, c, values[k], mean, factor);
+        bias[k] = c < p.group ? norm_bias<KIND, 4>(p, c) : all_floats<4>(0.0f);
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < KEPT; k++) {
+        const uint32_t c = first + k * step;
+        if (c < p.group) store_floats<4>(at.out + c, norm_end<KIND, 4>(p, values[k], weight[k], bias[k], mean, factor));
     }
     dependency_release();
 }
