@@ -173,6 +173,30 @@ fn a_layer_norm_may_have_no_bias() {
 }
 
 #[test]
+fn a_weight_may_begin_anywhere() {
+    let shim = Shim::new(0);
+    let x = shim.memory(&[3.0_f32; 8]);
+    let weights = shim.memory(&[9.0_f32, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    let view = x.view(8, 0, 8);
+    let kind = Kind::Rms { weight_offset: 0.0 };
+    let launch = norm(
+        kind,
+        (view, DeviceView::NONE, view),
+        weights.at().offset(4),
+        (1, 8),
+        0.0,
+    );
+    // SAFETY: one row of eight numbers, and as many weights from the second on.
+    unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+    for (expected, got) in (1..).zip(x.read()) {
+        assert!(
+            (got - expected as f32).abs() < 1e-5,
+            "expected {expected}, got {got}"
+        );
+    }
+}
+
+#[test]
 fn nothing_has_length_0_and_stays() {
     let shim = Shim::new(0);
     let x = shim.memory(&[0.0_f32; 8]);
