@@ -1,10 +1,11 @@
-//! The build tool: guests, the demo, and the tests. Run as `cargo xtask COMMAND`.
+//! The build tool: guests, CUDA kernels, the demo, and the tests. Run as `cargo xtask COMMAND`.
 #![expect(clippy::print_stdout, reason = "a build tool talks to a terminal")]
 
 mod bench;
 mod demo;
 mod deny;
 mod guests;
+mod kernels;
 mod languages;
 mod test;
 mod venv;
@@ -36,6 +37,8 @@ enum Command {
     Guests,
     /// Build the example guests in Python and JavaScript, and install what that needs under target/languages
     Languages,
+    /// Compile the CUDA kernels into the archive that the binary embeds
+    Kernels(kernels::KernelsArgs),
     /// Check licences, advisories and sources of dependencies with cargo-deny
     Deny,
 }
@@ -57,6 +60,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Bench(command) => bench::run(command),
         Command::Guests => guests::build_all(),
         Command::Languages => languages::run(),
+        Command::Kernels(args) => kernels::run(args),
         Command::Deny => deny::run(),
     }
 }

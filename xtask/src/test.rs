@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::{cargo, demo, guests, languages, venv, workspace_root};
+use crate::{cargo, demo, guests, kernels, languages, venv, workspace_root};
 
 /// Independent clients for the end-to-end tests, pinned.
 const PYTHON_CLIENTS: [&str; 2] = ["aioquic==1.7.2", "openai==3.52.0"];
@@ -22,6 +22,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         step("format", cargo_with(&["fmt", "--all", "--check"]))?;
     }
     guests::build_all()?;
+    if let Err(missing) = kernels::build_and_check()? {
+        eprintln!("SKIPPED: CUDA kernels: {missing:#}");
+    }
     let model = demo::fetch_model()?;
     let python = venv::bin("python-clients", &PYTHON_CLIENTS)?.join("python");
     for missing in languages::build_all()? {

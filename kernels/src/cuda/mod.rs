@@ -4,6 +4,7 @@
 
 pub mod attention_plan;
 pub mod driver;
+pub mod image;
 pub mod kv;
 pub mod launch;
 pub mod memory;
