@@ -1,5 +1,5 @@
-//! Embeds what makes the binary one file: the first-party guests that `cargo xtask guests` built, and what a new plugin
-//! begins with.
+//! Embeds what makes the binary one file: the first-party guests that `cargo xtask guests` built, the CUDA kernels that
+//! `cargo xtask kernels` built, and what a new plugin begins with.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,8 @@ fn main() {
     }
     write(&out.join("guests.rs"), &table(&guests));
 
+    write(&out.join("kernels.rs"), &kernels(&root));
+
     let mut sdk = Vec::new();
     for part in SDK {
         println!("cargo::rerun-if-changed={}", root.join(part).display());
@@ -71,6 +73,44 @@ fn main() {
         "the SDK's dependencies are pinned in the workspace"
     );
     write(&out.join("sdk-dependencies.toml"), &lines.join("\n"));
+}
+
+/// A Rust expression: the archive of compiled kernels, if there is one and it was made of the sources that are there.
+fn kernels(root: &Path) -> String {
+    let (sources, built) = (root.join("kernels/cuda"), root.join("target/cuda-kernels"));
+    // Watched as a folder, which is there: a file that is not would mean a new build each time.
+    std::fs::create_dir_all(&built).expect("make a folder under target");
+    println!("cargo::rerun-if-changed={}", built.display());
+    println!("cargo::rerun-if-changed={}", sources.display());
+    let archive = built.join("kernels.bin");
+    // What `cargo xtask kernels` compiled, name and text of each file.
+    let Ok(compiled) = std::fs::read(built.join("sources")) else {
+        return "None".to_owned();
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&sources).expect("list a folder of the workspace") {
+        let file = entry.expect("read a folder's entry").path();
+        if file
+            .extension()
+            .is_some_and(|ending| ending == "cu" || ending == "cuh")
+        {
+            files.push(file);
+        }
+    }
+    files.sort();
+    let mut present = Vec::new();
+    for file in files {
+        let name = file.file_name().expect("a file has a name").to_string_lossy();
+        present.extend(format!("{name}\n").into_bytes());
+        present.extend(std::fs::read(&file).expect("read a source"));
+    }
+    if present != compiled || !archive.exists() {
+        println!(
+            "cargo::warning=no CUDA kernels in this build: kernels/cuda changed; run `cargo xtask kernels`"
+        );
+        return "None".to_owned();
+    }
+    format!("Some(include_bytes!({archive:?}).as_slice())")
 }
 
 /// Every file below `path`, by its path from the root.

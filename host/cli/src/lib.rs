@@ -7,6 +7,7 @@ pub mod capabilities;
 pub mod commands;
 pub mod config;
 pub mod guests;
+pub mod kernels;
 pub mod load;
 pub mod scaffold;
 pub mod tiny_model;

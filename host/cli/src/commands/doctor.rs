@@ -6,12 +6,14 @@ use std::path::Path;
 use anyhow::Result;
 use clap::Args;
 use galerne_kernels::cpu::Isa;
+use galerne_kernels::cuda::image::Arch;
+use galerne_kernels::cuda::native;
 use galerne_kernels::device::Device as _;
 use galerne_store::store::Store;
 use indicatif::HumanBytes;
 
 use crate::config::{DataArgs, DeviceArgs, memory_bytes};
-use crate::{guests, load};
+use crate::{guests, kernels, load};
 
 use super::doctor_measure;
 
@@ -49,10 +51,8 @@ pub(super) fn run(data: &DataArgs, args: &DoctorArgs) -> Result<()> {
         |bytes| HumanBytes(bytes as u64).to_string(),
     );
     println!("memory       {memory}");
-    println!(
-        "gpu          none used: this build has no CUDA device{}",
-        driver_note()
-    );
+    println!("gpu          {}", gpus());
+    println!("kernels      {}", cuda_kernels());
     println!("guests       {}", embedded());
     println!("ports        {}", ports(args));
     let folder = data.folder()?;
@@ -70,12 +70,39 @@ pub(super) fn run(data: &DataArgs, args: &DoctorArgs) -> Result<()> {
     Ok(())
 }
 
-fn driver_note() -> &'static str {
-    if Path::new("/proc/driver/nvidia/version").exists() {
-        " (an NVIDIA driver is installed)"
-    } else {
-        " (and no NVIDIA driver is installed)"
+fn gpus() -> String {
+    let found = match native::find() {
+        Ok(found) => found,
+        Err(absence) => return format!("none: {absence}"),
+    };
+    let describe = |gpu: &native::Found| {
+        let (major, minor) = gpu.capability;
+        let code = Arch::of_capability(gpu.capability);
+        format!(
+            "{}, {}, compute capability {major}.{minor}{}, driver for CUDA {}",
+            gpu.name,
+            HumanBytes(gpu.memory_bytes as u64),
+            if code.is_none() { " (kernels need 9.0)" } else { "" },
+            gpu.driver_cuda
+        )
+    };
+    let found: Vec<String> = found.iter().map(describe).collect();
+    format!("{} (not used: this build serves on the CPU)", found.join("; "))
+}
+
+fn cuda_kernels() -> String {
+    if kernels::EMBEDDED.is_none() {
+        return "no CUDA kernels in this build; run `cargo xtask kernels` and build again".to_owned();
     }
+    let image = match kernels::image() {
+        Ok(image) => image,
+        Err(error) => return format!("cannot be used: {error:#}"),
+    };
+    let counts = Arch::ALL.map(|arch| {
+        let count: usize = image.modules(arch).map(|module| module.kernels.len()).sum();
+        format!("{count} for {arch}")
+    });
+    format!("CUDA: {}; by {}", counts.join(", "), image.compiler())
 }
 
 fn embedded() -> String {
