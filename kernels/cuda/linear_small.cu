@@ -29,7 +29,7 @@ struct LinearSmallParams {
 template <uint32_t F, uint32_t TILES>
 DEVICE void linear_small(const LinearSmallParams& p) {
     const size_t partials = static_cast<size_t>(p.splits) * TILES * 8 * SMALL_COLUMNS;
-    const SmallLinear job = {p.x,       p.out,     p.matrix, p.bias,           nullptr,        nullptr, p.partial + block_x() * partials,
+    const SmallLinear job = {p.x, p.out, p.matrix, p.bias, nullptr, 1, nullptr, p.partial + block_x() * partials,
                              p.counters + block_x(), p.rows, p.accumulate, p.splits, p.split_chunks, p.stage_chunks};
     SmallKernel<F, TILES>::run(job, block_x(), block_y());
 }

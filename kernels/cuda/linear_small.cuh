@@ -9,7 +9,8 @@ struct SmallLinear {
     View out;
     Matrix matrix;
     const float* bias;           // null: none
-    const uint32_t* x_rows;      // row of x of each r; null: r
+    const uint32_t* x_rows;      // x_divisor times the row of x of each r, or more by less than that; null: r
+    uint32_t x_divisor;
     const uint32_t* out_rows;    // row of out of each r; null: r
     float* partial;              // this block column's [splits][rows padded][128]
     uint32_t* counter;           // 0 before and after; of this block column
@@ -86,7 +87,7 @@ struct SmallKernel {
             const uint32_t k = chunk * W::CHUNK + lane % 4 * W::SLICE + piece * 8;
             uint4 x = make_uint4(0, 0, 0, 0);
             if (row < p.rows) {
-                const size_t from = p.x_rows ? p.x_rows[row] : row;
+                const size_t from = p.x_rows ? p.x_rows[row] / p.x_divisor : row;
                 x = narrow_eight<W::IS_F16>(p.x.at + from * p.x.stride, k, p.matrix.width, is_aligned);
             }
             to[at] = x;

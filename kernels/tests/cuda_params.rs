@@ -9,6 +9,11 @@ use galerne_kernels::cuda::launch::kv_blocks::KvBlocksParams;
 use galerne_kernels::cuda::launch::linear_exact::LinearExactParams;
 use galerne_kernels::cuda::launch::linear_small::LinearSmallParams;
 use galerne_kernels::cuda::launch::mean_pool::MeanPoolParams;
+use galerne_kernels::cuda::launch::moe_combine::MoeCombineParams;
+use galerne_kernels::cuda::launch::moe_exact::MoeExactParams;
+use galerne_kernels::cuda::launch::moe_linear::MoeLinearParams;
+use galerne_kernels::cuda::launch::moe_plan::MoePlanParams;
+use galerne_kernels::cuda::launch::moe_route::MoeRouteParams;
 use galerne_kernels::cuda::launch::norm::NormParams;
 use galerne_kernels::cuda::launch::rope::RopeParams;
 
@@ -22,6 +27,11 @@ const STRUCTS: &[(&str, usize)] = &[
     ("linear_exact", size_of::<LinearExactParams>()),
     ("linear_small_", size_of::<LinearSmallParams>()),
     ("mean_pool", size_of::<MeanPoolParams>()),
+    ("moe_combine", size_of::<MoeCombineParams>()),
+    ("moe_exact", size_of::<MoeExactParams>()),
+    ("moe_linear", size_of::<MoeLinearParams>()),
+    ("moe_plan", size_of::<MoePlanParams>()),
+    ("moe_route", size_of::<MoeRouteParams>()),
     ("norm_", size_of::<NormParams>()),
     ("rope_", size_of::<RopeParams>()),
 ];

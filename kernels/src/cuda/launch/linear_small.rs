@@ -40,22 +40,26 @@ const STAGE_BYTES_MAX: u32 = 65_536;
 /// Kernels take chunks in batches of 1, 2 or 4.
 const BATCH_CHUNKS: u32 = 4;
 
+/// Kernels' names by format, then by the endings given.
 macro_rules! names {
-    ($prefix:literal: $($format:literal),*) => {
-        [$([
-            concat!($prefix, $format, "_8"),
-            concat!($prefix, $format, "_16"),
-            concat!($prefix, $format, "_32"),
-            concat!($prefix, $format, "_64"),
-        ]),*]
+    ($prefix:literal: $($end:literal),*) => {
+        $crate::cuda::launch::linear_small::names!(
+            @ $prefix, [$($end),*],
+            "f32", "f16", "bf16", "codes4", "codes4_min", "codes4_super", "codes8", "codes8_min", "codes8_super",
+            "codes8_pair", "fp8", "nvfp4", "int4"
+        )
+    };
+    (@ $prefix:literal, $ends:tt, $($format:literal),*) => {
+        [$($crate::cuda::launch::linear_small::names!(@@ $prefix, $format, $ends)),*]
+    };
+    (@@ $prefix:literal, $format:literal, [$($end:literal),*]) => {
+        [$(concat!($prefix, $format, $end)),*]
     };
 }
+pub(super) use names;
 
 /// By format and rows.
-const KERNELS: [[&str; 4]; 13] = names!(
-    "linear_small_": "f32", "f16", "bf16", "codes4", "codes4_min", "codes4_super", "codes8", "codes8_min", "codes8_super",
-    "codes8_pair", "fp8", "nvfp4", "int4"
-);
+const KERNELS: [[&str; 4]; 13] = names!("linear_small_": "_8", "_16", "_32", "_64");
 
 /// How the columns of x are shared out. All but the stage follow from the matrix's shape alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +80,17 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(matrix: &DeviceMatrix, rows: u32) -> Self {
+        let blocks = matrix.rows.div_ceil(COLUMNS).max(1);
+        let splits_max = matrix.width.div_ceil(SPLIT_COLUMNS_MIN).max(1);
+        Self::shared_by((BLOCKS_WANTED / blocks).clamp(1, splits_max), matrix, rows)
+    }
+
+    /// No block shares its columns of x.
+    pub(super) fn whole(matrix: &DeviceMatrix, rows: u32) -> Self {
+        Self::shared_by(1, matrix, rows)
+    }
+
+    fn shared_by(splits_max: u32, matrix: &DeviceMatrix, rows: u32) -> Self {
         let chunk = if matrix.format.plain_bytes().is_some() {
             32
         } else {
@@ -83,9 +98,7 @@ impl Plan {
         };
         let chunks = matrix.width.div_ceil(chunk);
         let blocks = matrix.rows.div_ceil(COLUMNS);
-        let wanted =
-            (BLOCKS_WANTED / blocks.max(1)).clamp(1, matrix.width.div_ceil(SPLIT_COLUMNS_MIN).max(1));
-        let split_chunks = chunks.div_ceil(wanted).next_multiple_of(BATCH_CHUNKS);
+        let split_chunks = chunks.div_ceil(splits_max).next_multiple_of(BATCH_CHUNKS);
         let size = rows.clamp(8, ROWS_MAX).next_power_of_two();
         let chunk_bytes = chunk * size * 2;
         let stage_chunks = (STAGE_BYTES_MAX / chunk_bytes).min(split_chunks);
