@@ -16,6 +16,7 @@ use galerne_kernels::cuda::launch::moe_plan::MoePlanParams;
 use galerne_kernels::cuda::launch::moe_route::MoeRouteParams;
 use galerne_kernels::cuda::launch::norm::NormParams;
 use galerne_kernels::cuda::launch::rope::RopeParams;
+use galerne_kernels::cuda::launch::sample::SampleParams;
 
 /// By what kernels' names begin with.
 const STRUCTS: &[(&str, usize)] = &[
@@ -34,6 +35,7 @@ const STRUCTS: &[(&str, usize)] = &[
     ("moe_route", size_of::<MoeRouteParams>()),
     ("norm_", size_of::<NormParams>()),
     ("rope_", size_of::<RopeParams>()),
+    ("sample_", size_of::<SampleParams>()),
 ];
 
 #[test]

@@ -4,14 +4,19 @@
     reason = "launches read and write raw memory, which the tests allocate"
 )]
 
+mod batches;
+mod full_sort;
+
+use batches::batch;
+use full_sort::check;
 use galerne_core::ids::{BlockId, TokenId};
-use galerne_core::sampling::{Candidate, SamplingPlan};
+use galerne_core::sampling::SamplingPlan;
 use galerne_core::weights::WeightSource;
 use galerne_cuda_shim::{Memory, Shim};
 use galerne_kernels::conformance::{Numbers, cases};
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
 use galerne_kernels::cuda::driver::{DeviceView, Driver};
-use galerne_kernels::cuda::launch::sample::{Addresses, SampleParams};
+use galerne_kernels::cuda::launch::sample::Addresses;
 use galerne_kernels::cuda::sampler::{SamplerRoom, decode};
 use galerne_kernels::device::{
     Device, DeviceError, DeviceInfo, LoadOptions, LoadedProgram, MemoryUse, Precision, SampleOutcome,
@@ -102,192 +107,6 @@ fn request(row: usize, plan: &SamplingPlan, uniform: f32) -> SampleRequest<'_> {
         seen: &[],
         uniform,
         logprobs: None,
-    }
-}
-
-/// A logit as it counts.
-fn clean(logit: f32) -> f32 {
-    if logit.is_nan() {
-        f32::NEG_INFINITY
-    } else {
-        // The two zeros are equal.
-        logit.min(f32::MAX) + 0.0
-    }
-}
-
-/// What a request sees of its row: allowed tokens with their logits after bias and penalties, most likely first.
-fn ordered(row: &[f32], request: &SampleRequest<'_>) -> Vec<(u32, f32)> {
-    let plan = request.plan;
-    let mut logits: Vec<f32> = row.iter().map(|&logit| clean(logit)).collect();
-    for (token, bias) in &plan.bias {
-        logits[token.index()] += bias;
-    }
-    for count in request.seen {
-        let logit = &mut logits[count.token.index()];
-        if *logit > 0.0 {
-            *logit /= plan.repetition_penalty;
-        } else {
-            *logit *= plan.repetition_penalty;
-        }
-        *logit -= plan.frequency_penalty * count.output as f32;
-        if count.output > 0 {
-            *logit -= plan.presence_penalty;
-        }
-    }
-    let is_allowed = |token: u32| {
-        request
-            .mask
-            .is_none_or(|mask| mask[token as usize / 32] >> (token % 32) & 1 == 1)
-    };
-    let mut tokens: Vec<(u32, f32)> = (0..row.len() as u32)
-        .filter(|token| is_allowed(*token))
-        .map(|token| (token, clean(logits[token as usize])))
-        .collect();
-    tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    tokens
-}
-
-/// The tokens a plan leaves, in the order of drawing, with weights relative to the best one.
-fn kept(ordered: &[(u32, f32)], plan: &SamplingPlan) -> Vec<(u32, f64)> {
-    let best = f64::from(ordered[0].1);
-    let weight = |logit: f32| ((f64::from(logit) - best) / f64::from(plan.temperature)).exp();
-    let mut tokens: Vec<(u32, f64)> = ordered
-        .iter()
-        .map(|(token, logit)| (*token, weight(*logit)))
-        .collect();
-    let is_top_k = (1..tokens.len()).contains(&(plan.top_k as usize));
-    if is_top_k {
-        tokens.truncate(plan.top_k as usize);
-    }
-    let whole: f64 = tokens.iter().map(|(_, weight)| weight).sum();
-    if plan.top_p < 1.0 {
-        let mut sum = 0.0;
-        let end = tokens.iter().position(|(_, weight)| {
-            sum += weight;
-            sum >= f64::from(plan.top_p) * whole
-        });
-        tokens.truncate(end.map_or(tokens.len(), |end| end + 1));
-    }
-    let first = tokens[0];
-    tokens.retain(|(_, weight)| *weight >= f64::from(plan.min_p));
-    if tokens.is_empty() {
-        tokens.push(first);
-    }
-    if !is_top_k && plan.top_p >= 1.0 && plan.min_p <= 0.0 {
-        tokens.sort_by_key(|(token, _)| *token);
-    }
-    tokens
-}
-
-/// Plans that end one token earlier or later where a sum or a weight is as near to the limit as f32 exponents are exact.
-fn neighbours(plan: &SamplingPlan) -> [SamplingPlan; 3] {
-    let moved = |by: f32| SamplingPlan {
-        top_p: if plan.top_p < 1.0 {
-            (plan.top_p * by).min(1.0 - 1e-7)
-        } else {
-            1.0
-        },
-        min_p: plan.min_p * by,
-        ..plan.clone()
-    };
-    [plan.clone(), moved(1.0 - 1e-5), moved(1.0 + 1e-5)]
-}
-
-/// Whether the token's part of the cumulative distribution touches the uniform number. Weights `e^x` are off by `x 2^-24`, x up to 27.
-fn fits(kept: &[(u32, f64)], uniform: f32, token: u32) -> bool {
-    const SLACK: f64 = 1e-5;
-    let whole: f64 = kept.iter().map(|(_, weight)| weight).sum();
-    let mut end = 0.0;
-    kept.iter().any(|(kept, weight)| {
-        let start = end;
-        end += weight / whole;
-        let uniform = f64::from(uniform);
-        *kept == token && start - SLACK <= uniform && uniform <= end + SLACK
-    })
-}
-
-fn near(expected: f64, got: f32) -> bool {
-    (expected - f64::from(got)).abs() <= 1e-5 * (1.0 + expected.abs())
-}
-
-/// The first of `ordered`, with log-probabilities among them all.
-fn lists(ordered: &[(u32, f32)], temperature: f32, got: &[Candidate]) -> Result<(), String> {
-    let best = f64::from(ordered[0].1);
-    let scaled = |logit: f32| (f64::from(logit) - best) / f64::from(temperature);
-    let total: f64 = ordered.iter().map(|(_, logit)| scaled(*logit).exp()).sum();
-    for (i, (candidate, (token, logit))) in got.iter().zip(ordered).enumerate() {
-        let expected = scaled(*logit) - total.ln();
-        if candidate.token.0 != *token || !near(expected, candidate.logprob) {
-            return Err(format!(
-                "entry {i}: expected token {token} at {expected}, got {candidate:?}"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Compares an outcome with the full sort. Rows have a number.
-fn check(row: &[f32], request: &SampleRequest<'_>, outcome: &SampleOutcome) -> Result<(), String> {
-    let ordered = ordered(row, request);
-    let plan = request.plan;
-    let (token, logprobs) = match outcome {
-        SampleOutcome::Candidates(got) => {
-            let counts =
-                neighbours(plan).map(|plan| kept(&ordered, &plan).len().min(plan.candidates as usize));
-            if !counts.contains(&got.len()) {
-                return Err(format!(
-                    "expected one of {counts:?} candidates, got {}",
-                    got.len()
-                ));
-            }
-            return lists(&ordered, plan.temperature, got);
-        }
-        SampleOutcome::Token { token, logprobs } => (token.0, logprobs),
-    };
-    let is_right = if plan.temperature > 0.0 {
-        neighbours(plan)
-            .iter()
-            .any(|plan| fits(&kept(&ordered, plan), request.uniform, token))
-    } else {
-        token == ordered[0].0
-    };
-    if !is_right {
-        return Err(format!("token {token} does not fit {request:?}"));
-    }
-    let (Some(wanted), Some(got)) = (request.logprobs, logprobs) else {
-        return if request.logprobs.is_some() == logprobs.is_some() {
-            Ok(())
-        } else {
-            Err("log-probabilities are there although unasked, or missing".to_owned())
-        };
-    };
-    let raw_plan = SamplingPlan::default();
-    let raw = self::ordered(row, &self::request(request.row, &raw_plan, 0.0));
-    if got.top.len() != (wanted as usize).min(row.len()) {
-        return Err(format!("{} best tokens of {wanted}", got.top.len()));
-    }
-    lists(&raw, 1.0, &got.top)?;
-    let total: f64 = raw.iter().map(|(_, logit)| f64::from(*logit).exp()).sum();
-    let expected = f64::from(row[token as usize]) - total.ln();
-    if near(expected, got.logprob) {
-        Ok(())
-    } else {
-        Err(format!(
-            "log-probability {} of {token}, expected {expected}",
-            got.logprob
-        ))
-    }
-}
-
-#[test]
-fn the_parameter_struct_is_the_kernels() {
-    let kernels = galerne_cuda_shim::kernels();
-    for name in ["sample_best", "sample_weigh", "sample_gather", "sample_pick"] {
-        let bytes = kernels
-            .iter()
-            .find(|(kernel, _)| kernel == name)
-            .map(|(_, bytes)| *bytes);
-        assert_eq!(bytes, Some(size_of::<SampleParams>()), "{name}");
     }
 }
 
@@ -470,6 +289,48 @@ fn equal_logits_are_drawn_exactly() {
 }
 
 #[test]
+fn filters_end_inside_thousands_of_like_tokens() {
+    const WIDTH: usize = 10_000;
+    let shim = Shim::new(4);
+    let nearly: Vec<f32> = (0..WIDTH).map(|t| -0.001 * (t % 2) as f32).collect();
+    let rows = Rows::new(&shim, &[nearly, vec![2.0; WIDTH]], 0, 0);
+    let room = SamplerRoom::new(WIDTH as u32, 2);
+    // e^-0.001 is less than this: the even tokens are left.
+    let even = plan(1.0, 0, 1.0, 0.9995);
+    let outcomes = sample(
+        &shim,
+        rows.view(),
+        &room,
+        &[request(0, &even, 0.5), request(0, &even, 0.999_99)],
+    );
+    let token = |token| SampleOutcome::Token {
+        token: TokenId(token),
+        logprobs: None,
+    };
+    assert_eq!(outcomes, [token(5_000), token(9_998)]);
+    // As likely as the best is likely enough: also where few tokens are sorted.
+    let best = plan(1.0, 0, 1.0, 1.0);
+    let mut mask = vec![0; WIDTH.div_ceil(32)];
+    (mask[3], mask[200]) = (u32::MAX, u32::MAX);
+    let masked = SampleRequest {
+        mask: Some(&mask),
+        ..request(1, &best, 0.5)
+    };
+    assert_eq!(sample(&shim, rows.view(), &room, &[masked]), [token(6_400)]);
+    // A part of the probability of 8,000 tokens is that of so many.
+    let listed = SamplingPlan {
+        candidates: 300,
+        ..plan(1.0, 8_000, 1.0 / 32.0, 0.0)
+    };
+    let outcomes = sample(&shim, rows.view(), &room, &[request(1, &listed, 0.0)]);
+    let SampleOutcome::Candidates(candidates) = &outcomes[0] else {
+        panic!("expected candidates, got {outcomes:?}");
+    };
+    let tokens: Vec<u32> = candidates.iter().map(|candidate| candidate.token.0).collect();
+    assert_eq!(tokens, (0..250).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_bias_and_a_penalty_for_every_token_find_room() {
     const WIDTH: usize = 9_001;
     let shim = Shim::new(3);
@@ -526,79 +387,6 @@ fn a_bias_and_a_penalty_for_every_token_find_room() {
     }
 }
 
-/// One request of a property test, made from a few numbers.
-#[derive(Debug, Clone)]
-struct Wish {
-    plan: SamplingPlan,
-    mask: Option<Vec<u32>>,
-    seen: Vec<TokenCount>,
-    uniform: f32,
-    logprobs: Option<u32>,
-}
-
-fn wish(width: u32) -> impl Strategy<Value = Wish> {
-    let temperature = prop_oneof![Just(0.0_f32), Just(1.0), 0.02_f32..3.0];
-    let top_k = prop_oneof![Just(0_u32), 1..60_u32, 1..2 * width];
-    let top_p = prop_oneof![Just(1.0_f32), 0.0_f32..1.0];
-    let min_p = prop_oneof![Just(0.0_f32), 0.0_f32..1.0];
-    let candidates = prop_oneof![4 => Just(0_u32), 1 => 1..300_u32];
-    let filters = (temperature, top_k, top_p, min_p, candidates);
-    let changes = (any::<u64>(), 0..40_u32, any::<bool>());
-    let logprobs = prop_oneof![Just(None), (0..30_u32).prop_map(Some)];
-    (filters, changes, 0_u32..1 << 24, logprobs).prop_map(move |(filters, changes, uniform, logprobs)| {
-        let (temperature, top_k, top_p, min_p, candidates) = filters;
-        let (seed, edits, has_mask) = changes;
-        let mut numbers = Numbers::new(seed);
-        let mut seen: Vec<TokenCount> = (0..edits)
-            .map(|_| TokenCount {
-                token: TokenId(numbers.below(width)),
-                output: numbers.below(3),
-            })
-            .collect();
-        seen.sort_by_key(|count| count.token.0);
-        seen.dedup_by_key(|count| count.token.0);
-        let mut mask: Vec<u32> = (0..width.div_ceil(32))
-            .map(|_| numbers.next_bits() as u32 & numbers.next_bits() as u32)
-            .collect();
-        mask[0] |= 1;
-        Wish {
-            plan: SamplingPlan {
-                candidates,
-                repetition_penalty: 1.5,
-                presence_penalty: 0.5,
-                bias: vec![(TokenId(numbers.below(width)), 3.0); edits as usize % 2],
-                ..plan(temperature, top_k, top_p, min_p)
-            },
-            mask: has_mask.then_some(mask),
-            seen,
-            uniform: uniform as f32 / (1 << 24) as f32,
-            logprobs,
-        }
-    })
-}
-
-/// Rows of one width, narrow and wide ones, with few and many equal logits, and wishes about them.
-fn batch() -> impl Strategy<Value = (Vec<Vec<f32>>, Vec<Wish>, u64)> {
-    let shapes = prop_oneof![
-        Just((0.0_f32, 1.0_f32)),
-        Just((0.01, 1e-6)),
-        Just((3.0, 0.5)),
-        Just((8.0, 1e-4)),
-        Just((30.0, 1e-4))
-    ];
-    let width = prop_oneof![1_u32..40, 4_000..4_200_u32, 1..9_000_u32];
-    (shapes, width, any::<u64>()).prop_flat_map(|((size, step), width, seed)| {
-        let mut numbers = Numbers::new(seed);
-        let mut row = || -> Vec<f32> {
-            (0..width)
-                .map(|_| (numbers.normal(size) / step).round() * step)
-                .collect()
-        };
-        let rows = vec![row(), row()];
-        (Just(rows), prop::collection::vec(wish(width), 1..6), Just(seed))
-    })
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
@@ -622,12 +410,7 @@ proptest! {
             .collect();
         let together = sample(&shim, memory.view(), &room, &requests);
         for (request, outcome) in requests.iter().zip(&together) {
-            let greedy_candidates = request.plan.candidates > 0 && request.plan.temperature == 0.0;
-            if greedy_candidates {
-                let best = ordered(&rows[request.row], request)[0].0;
-                let expected = vec![Candidate { token: TokenId(best), logprob: 0.0 }];
-                prop_assert_eq!(outcome, &SampleOutcome::Candidates(expected));
-            } else if let Err(error) = check(&rows[request.row], request, outcome) {
+            if let Err(error) = check(&rows[request.row], request, outcome) {
                 prop_assert!(false, "{}", error);
             }
             let other = Shim::new(!seed);
