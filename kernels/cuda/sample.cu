@@ -128,6 +128,8 @@ GALERNE_KERNEL(sample_gather, SampleParams, 256, 2) {
     const Job job = job_of(p);
     if (!has_bins(job)) return;
     Room* room = block_room();
+    // Read before it is known which are wanted: the row is on its way meanwhile.
+    const Keys<QUADS> keys = load_keys<QUADS>(p, job, block_x(), chunk_room());
     const Row row = row_of(p, room->sums);
     if (is_drawn_by_id(job, row.tokens) || (job.kind == JOB_DRAW && row.total == 0)) return;
     JobScratch& scratch = scratch_of(p);
@@ -147,7 +149,6 @@ GALERNE_KERNEL(sample_gather, SampleParams, 256, 2) {
         noted.last_at = cut.last_at, noted.gathered = cut.gathered;
     }
     if (cut.gathered == 0) return;
-    const Keys<QUADS> keys = load_keys<QUADS>(p, job, block_x(), chunk_room());
 #pragma unroll
     for (uint32_t i = 0; i < 4 * QUADS; i++) {
         if (keys.at[i] == 0) continue;
