@@ -92,33 +92,6 @@ DEVICE void prefill_step(const AttentionParams& p, const TileRows& rows, const W
 }
 
 template <uint32_t DTYPE, uint32_t WIDTH>
-DEVICE void store_result(const AttentionParams& p, const AttentionItem& item, uint32_t first, const Softmax& state,
-                         const float (&result)[WIDTH / 8][4]) {
-    const uint32_t width = p.kv.head_width;
-    const bool is_whole = item.partial == WHOLE;
-#pragma unroll
-    for (uint32_t r = 0; r < 2; r++) {
-        float sum = state.sum[r] + shuffle_xor(state.sum[r], 1);
-        sum += shuffle_xor(sum, 2);
-        bool is_there;
-        const AttentionRow row = tile_row(p, item, first, r, is_there);
-        if (!is_there) continue;
-        float* out = is_whole ? p.out.at + row.row * p.out.stride + row.column : p.partial + row.partial * width;
-        if (!is_whole && thread_index() % 4 == 0)
-            p.log_sums[row.partial] = sum > 0.0f ? state.largest[r] + log2f(sum) : -INFINITY;
-        const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
-#pragma unroll
-        for (uint32_t tile = 0; tile < WIDTH / 8; tile++) {
-#pragma unroll
-            for (uint32_t e = 0; e < 2; e++) {
-                const uint32_t column = value_column<DTYPE>(tile, e);
-                if (column < width) out[column] = result[tile][2 * r + e] * factor;
-            }
-        }
-    }
-}
-
-template <uint32_t DTYPE, uint32_t WIDTH>
 DEVICE void prefill_item(const AttentionParams& p, const AttentionItem& item) {
     using Plan = Prefill<DTYPE, WIDTH>;
     const uint32_t warp = thread_index() / WARP;

@@ -4,9 +4,9 @@
 use galerne_core::ids::BlockId;
 use galerne_cuda_shim::Shim;
 use galerne_kernels::cuda::attention_plan::{Plan, PlanShape};
-use galerne_kernels::cuda::driver::{Driver, Launch};
+use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Driver, Launch};
 use galerne_kernels::cuda::kv::{KvElement, KvLayer};
-use galerne_kernels::cuda::launch::attention::{AttentionParams, Step, Tables, attention};
+use galerne_kernels::cuda::launch::attention::{AttentionParams, Step, Tables, attention, with_warpgroups};
 use galerne_kernels::device::SequenceSlice;
 use galerne_kernels::program::AttentionLayer;
 use half::{bf16, f16};
@@ -470,5 +470,30 @@ fn the_parameter_struct_is_as_large_as_the_kernels_say() {
     assert!(ours.len() > 20, "{ours:?}");
     for (kernel, bytes) in ours {
         assert_eq!(bytes, size_of::<AttentionParams>(), "{kernel}");
+    }
+}
+
+#[test]
+fn warpgroups_are_used_where_they_fit_and_only_if_asked_for() {
+    for (width, element, expected) in [
+        (128, KvElement::Bf16, "attention_prefill_sm90_bf16_128"),
+        (64, KvElement::F16, "attention_prefill_sm90_f16_64"),
+        (80, KvElement::Bf16, "attention_prefill_bf16_96"),
+        (128, KvElement::Int8, "attention_prefill_int8_128"),
+        (128, KvElement::F32, "attention_exact_f32"),
+    ] {
+        let layer = layer(8, 2, width);
+        let kv = KvLayer::new(DevicePtr(4_096), 1 << 20, &layer, 64, element);
+        let shape = with_warpgroups(PlanShape::new(&layer, 132), &kv, 132);
+        let tables = Tables {
+            plan: DevicePtr(4_096),
+            blocks: DevicePtr(4_096),
+            blocks_stride: 1,
+            partial: DevicePtr(4_096),
+        };
+        let views = (DeviceView::NONE, DeviceView::NONE);
+        let kernel = |shape| attention(&layer, &shape, views, kv, tables, Step::Mixed)[1].kernel;
+        assert_eq!(kernel(shape), expected);
+        assert!(!kernel(PlanShape::new(&layer, 132)).contains("sm90"));
     }
 }

@@ -7,8 +7,8 @@
 //! every step. A tile whose units fall to several slots leaves partial results that `attention_merge` joins.
 //!
 //! On the device a plan is a list of u32 words:
-//! `[merges, first merge's word, 0, 0]`, `[slots + 1]` words where each slot's small items begin, the same for large ones, then items
-//! ([`Item`], 8 words each) and merges ([`Merge`], 8 words each).
+//! `[merges, first merge's word, 0, 0]`, `[slots + 1]` words where each slot's small items begin, the same for large ones, then
+//! items ([`Item`], 8 words each) and merges ([`Merge`], 8 words each).
 
 use crate::device::SequenceSlice;
 use crate::program::AttentionLayer;
@@ -17,8 +17,8 @@ use crate::program::AttentionLayer;
 pub const UNIT_KEYS: u32 = 64;
 /// Rows of a small tile.
 pub const SMALL_ROWS: u32 = 16;
-/// Rows of a large tile.
-pub const LARGE_ROWS: u32 = 64;
+/// Rows of a large tile: of `attention_prefill` and `attention_exact`, and of `attention_prefill_sm90`.
+const LARGE_ROWS: [u32; 2] = [64, 128];
 /// What starting and ending an item costs, in units of keys. A guess: no GPU has been asked.
 const ITEM_UNITS: u32 = 1;
 /// Less than this is not worth a slot of its own.
@@ -45,8 +45,10 @@ pub struct PlanShape {
     pub causal: bool,
     /// A token sees at most this many last positions.
     pub sliding_window: Option<u32>,
-    /// Blocks per KV head that run at once.
-    pub slots: u32,
+    /// Rows of a large tile.
+    pub large_rows: u32,
+    /// Blocks per KV head that run at once, of small tiles and of large ones.
+    pub slots: [u32; 2],
 }
 
 /// How much memory the plans of a shape need at most.
@@ -125,15 +127,33 @@ impl PlanShape {
     /// The shape of a layer on a device of so many multiprocessors.
     #[must_use]
     pub fn new(layer: &AttentionLayer, multiprocessors: u32) -> Self {
-        let blocks = multiprocessors * BLOCKS_PER_MULTIPROCESSOR[usize::from(layer.head_width > 128)];
+        let blocks = BLOCKS_PER_MULTIPROCESSOR[usize::from(layer.head_width > 128)];
+        let slots = slots(multiprocessors * blocks, layer.kv_heads);
         Self {
             group: layer.heads / layer.kv_heads,
             kv_heads: layer.kv_heads,
             head_width: layer.head_width,
             causal: layer.causal,
             sliding_window: layer.sliding_window,
-            slots: (blocks / layer.kv_heads).max(1),
+            large_rows: LARGE_ROWS[0],
+            slots: [slots, slots],
         }
+    }
+
+    /// The same with the tiles of `attention_prefill_sm90`, of which a multiprocessor holds one.
+    #[must_use]
+    pub fn with_warpgroups(self, multiprocessors: u32) -> Self {
+        Self {
+            large_rows: LARGE_ROWS[1],
+            slots: [self.slots[0], slots(multiprocessors, self.kv_heads)],
+            ..self
+        }
+    }
+
+    /// Whether its large tiles are those of `attention_prefill_sm90`.
+    #[must_use]
+    pub const fn has_warpgroups(&self) -> bool {
+        self.large_rows == LARGE_ROWS[1]
     }
 
     /// Whether one token's rows fit a small tile.
@@ -145,13 +165,12 @@ impl PlanShape {
     /// What any step of at most so many tokens and sequences needs.
     #[must_use]
     pub fn capacity(&self, step_tokens_max: usize, sequences_max: usize) -> PlanCapacity {
-        let slots = self.slots as usize;
+        let [small, large] = self.slots.map(|slots| slots as usize);
         // Each end of a slot cuts one tile in two.
-        let cuts = 2 * (slots - 1);
-        let tiles = sequences_max + step_tokens_max * self.group as usize / LARGE_ROWS as usize;
-        let merges = cuts + 1;
+        let cuts = small + large - 2;
+        let tiles = sequences_max + step_tokens_max * self.group as usize / self.large_rows as usize;
         PlanCapacity {
-            words: HEADER_WORDS + 2 * (slots + 1) + ITEM_WORDS * (tiles + cuts) + MERGE_WORDS * merges,
+            words: HEADER_WORDS + small + large + 2 + ITEM_WORDS * (tiles + cuts) + MERGE_WORDS * (cuts + 1),
             partial_floats: self.partial_rows_max() * self.kv_heads as usize * (self.head_width as usize + 1),
         }
     }
@@ -159,7 +178,7 @@ impl PlanShape {
     /// Rows of partial results at most, for each KV head.
     #[must_use]
     pub const fn partial_rows_max(&self) -> usize {
-        2 * (self.slots as usize - 1) * (SMALL_ROWS + LARGE_ROWS) as usize
+        2 * ((self.slots[0] - 1) * SMALL_ROWS + (self.slots[1] - 1) * self.large_rows) as usize
     }
 
     /// Plans a step whose buffers have `rows` rows, of which those past the sequences' tokens are padding.
@@ -168,9 +187,9 @@ impl PlanShape {
         let mut partial = 0;
         let is_small =
             |slice: &SequenceSlice| slice.tokens as u64 * u64::from(self.group) <= u64::from(SMALL_ROWS);
-        for (small, tile_rows, list) in [
-            (true, SMALL_ROWS, &mut plan.small),
-            (false, LARGE_ROWS, &mut plan.large),
+        for (small, tile_rows, slots, list) in [
+            (true, SMALL_ROWS, self.slots[0], &mut plan.small),
+            (false, self.large_rows, self.slots[1], &mut plan.large),
         ] {
             let tiles: Vec<Tile> = sequences
                 .iter()
@@ -178,7 +197,7 @@ impl PlanShape {
                 .filter(|(_, slice)| is_small(slice) == small)
                 .flat_map(|(index, slice)| self.tiles(index as u32, slice, tile_rows))
                 .collect();
-            share(&tiles, self.slots, &mut partial, list, &mut plan.merges);
+            share(&tiles, slots, &mut partial, list, &mut plan.merges);
         }
         let tokens = sequences.last().map_or(0, |last| last.first_token + last.tokens);
         if tokens < rows {
@@ -222,6 +241,10 @@ impl PlanShape {
             }
         })
     }
+}
+
+fn slots(blocks: u32, kv_heads: u32) -> u32 {
+    (blocks / kv_heads).max(1)
 }
 
 /// Gives each slot an equal run of the tiles' units. A run ends with its tile where little of it is left.
@@ -308,10 +331,10 @@ impl Plan {
         debug_assert_eq!(words.len() - start, merges + MERGE_WORDS * self.merges.len());
     }
 
-    /// Word at which the slots of small or of large items begin, in a plan of so many slots.
+    /// Word at which the slots of small or of large items begin.
     #[must_use]
-    pub const fn slots_at(slots: u32, is_small: bool) -> u32 {
-        HEADER_WORDS as u32 + if is_small { 0 } else { slots + 1 }
+    pub const fn slots_at(shape: &PlanShape, is_small: bool) -> u32 {
+        HEADER_WORDS as u32 + if is_small { 0 } else { shape.slots[0] + 1 }
     }
 }
 
@@ -342,7 +365,8 @@ mod tests {
             head_width: 64,
             causal,
             sliding_window,
-            slots,
+            large_rows: LARGE_ROWS[slots as usize % 2],
+            slots: [slots, slots.div_ceil(2)],
         }
     }
 
@@ -360,11 +384,13 @@ mod tests {
             words.len() - 1
         );
         let mut partial_used = vec![false; shape.partial_rows_max()];
-        for (list, tile_rows) in [(&plan.small, SMALL_ROWS), (&plan.large, LARGE_ROWS)] {
-            assert_eq!(list.begins.len(), shape.slots as usize + 1);
-            assert!(
-                list.begins.is_sorted() && list.begins[shape.slots as usize] as usize == list.items.len()
-            );
+        for (list, tile_rows, slots) in [
+            (&plan.small, SMALL_ROWS, shape.slots[0]),
+            (&plan.large, shape.large_rows, shape.slots[1]),
+        ] {
+            let slots = slots as usize;
+            assert_eq!(list.begins.len(), slots + 1);
+            assert!(list.begins.is_sorted() && list.begins[slots] as usize == list.items.len());
             for item in &list.items {
                 assert!(
                     item.rows > 0 && item.rows <= tile_rows && item.key_begin < item.key_end,

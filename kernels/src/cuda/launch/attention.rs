@@ -86,24 +86,36 @@ pub fn attention(
         scale: layer.scale,
         soft_cap: layer.soft_cap.unwrap_or(0.0),
     };
-    let grid = [shape.slots, shape.kv_heads, 1];
     let tiles: &[bool] = match step {
         Step::Decode if shape.decodes_in_small_tiles() => &[true],
         Step::Decode => &[false],
         Step::Mixed => &[true, false],
     };
     let part = |&is_small: &bool| {
-        let slots_at = Plan::slots_at(shape.slots, is_small);
-        tile_launch(grid, is_small, &AttentionParams { slots_at, ..params })
+        let slots_at = Plan::slots_at(shape, is_small);
+        tile_launch(shape, is_small, &AttentionParams { slots_at, ..params })
     };
     let mut launches: Vec<Launch> = tiles.iter().map(part).collect();
+    let grid = [shape.slots[0], shape.kv_heads, 1];
     launches.push(Launch::new("attention_merge", grid, THREADS, 0, &params));
     launches
 }
 
-fn tile_launch(grid: [u32; 3], is_small: bool, params: &AttentionParams) -> Launch {
+/// The shape with the tiles of `attention_prefill_sm90`, if that kernel takes the layer's keys and values. Only for devices of
+/// architecture `sm_90a`. It has never run on one: nobody asks for it until it has.
+#[must_use]
+pub fn with_warpgroups(shape: PlanShape, kv: &KvLayer, multiprocessors: u32) -> PlanShape {
+    match Fast::of(kv) {
+        Some(fast) if fast.has_warpgroups() => shape.with_warpgroups(multiprocessors),
+        _ => shape,
+    }
+}
+
+fn tile_launch(shape: &PlanShape, is_small: bool, params: &AttentionParams) -> Launch {
+    let grid = [shape.slots[usize::from(!is_small)], shape.kv_heads, 1];
     match Fast::of(&params.kv) {
         Some(fast) if is_small => fast.decode(grid, params),
+        Some(fast) if shape.has_warpgroups() => fast.prefill_sm90(grid, params),
         Some(fast) => fast.prefill(grid, params),
         None => exact(grid, params),
     }
@@ -165,6 +177,10 @@ impl Fast {
         2 * keys * row_bytes + scales
     }
 
+    fn has_warpgroups(&self) -> bool {
+        self.element.bytes() == 2 && matches!(self.width, 64 | 128)
+    }
+
     fn decode(&self, grid: [u32; 3], params: &AttentionParams) -> Launch {
         const NAMES: [[&str; 4]; 4] = [
             [
@@ -202,6 +218,7 @@ impl Fast {
             params,
         )
     }
+
     fn prefill(&self, grid: [u32; 3], params: &AttentionParams) -> Launch {
         const NAMES: [[&str; 4]; 4] = [
             [
@@ -239,5 +256,16 @@ impl Fast {
             shared_bytes,
             params,
         )
+    }
+    fn prefill_sm90(&self, grid: [u32; 3], params: &AttentionParams) -> Launch {
+        let kernel = match (self.element, self.width) {
+            (KvElement::Bf16, 64) => "attention_prefill_sm90_bf16_64",
+            (KvElement::Bf16, _) => "attention_prefill_sm90_bf16_128",
+            (_, 64) => "attention_prefill_sm90_f16_64",
+            _ => "attention_prefill_sm90_f16_128",
+        };
+        // Four places of 128 rows, at a multiple of 1,024 bytes, and their barriers.
+        let shared_bytes = 1_024 + 4 * 128 * self.width * 2 + 64;
+        Launch::new(kernel, grid, 384, shared_bytes, params)
     }
 }
