@@ -75,6 +75,11 @@ impl BatchGate {
         })
     }
 
+    /// Most tokens of a sequence.
+    pub(crate) fn positions(&self) -> usize {
+        self.positions
+    }
+
     /// Checked batches so far.
     pub(crate) fn steps(&self) -> u64 {
         self.steps

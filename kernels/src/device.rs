@@ -85,6 +85,12 @@ pub struct DeviceInfo {
     pub isa: String,
     /// Worker threads, or streaming multiprocessors.
     pub threads: usize,
+    /// Tokens of a KV block that suit it.
+    pub block_tokens: usize,
+    /// Most tokens of a step that suit it.
+    pub step_tokens: usize,
+    /// Bytes of its own memory that nobody has taken; none if it computes in the machine's.
+    pub free_bytes: Option<usize>,
 }
 
 /// Why a device could not do something.
@@ -253,7 +259,17 @@ pub trait LoadedProgram: Send {
     /// The device failed; the program is unusable.
     fn wait(&mut self) -> Result<(), DeviceError>;
 
-    /// Draws tokens from the last step's logits, in the order of the requests.
+    /// Whether the last step is still running on its own. A device that needs the caller's thread or cores to get on says
+    /// no: then [`LoadedProgram::wait`] is the thing to do.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn is_running(&mut self) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+
+    /// Draws tokens from the last step's logits, in the order of the requests. It waits for the step by itself; asked while
+    /// the step runs, a device goes from one to the other without the host in between.
     ///
     /// # Errors
     /// The device failed.

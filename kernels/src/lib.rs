@@ -13,3 +13,4 @@ pub mod device;
 mod layout;
 pub mod program;
 pub mod quant;
+mod stored;

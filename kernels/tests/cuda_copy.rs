@@ -1,10 +1,9 @@
-//! `copy.cu`, `mean_pool.cu` and `kv_blocks.cu` on the CPU shim.
+//! `copy.cu` and `mean_pool.cu` on the CPU shim.
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
 use galerne_cuda_shim::{Shim, numbers};
 use galerne_kernels::cuda::driver::{Driver, Launch};
 use galerne_kernels::cuda::launch::copy::{Groups, copy_columns, gather_rows};
-use galerne_kernels::cuda::launch::kv_blocks::{copy_blocks, zero_blocks};
 use galerne_kernels::cuda::launch::mean_pool::mean_pool;
 
 fn run(shim: &Shim, launch: Launch) {
@@ -112,25 +111,5 @@ fn sequences_are_averaged() {
                 "sequence {sequence} column {column}: expected {expected}, got {got}"
             );
         }
-    }
-}
-
-#[test]
-fn blocks_are_copied_and_zeroed_whole() {
-    // A block that one block of threads moves in part, and one that takes several.
-    for block_words in [12_usize, 12_292] {
-        let shim = Shim::new(6);
-        let pool: Vec<u32> = (0..5 * block_words as u32).collect();
-        let memory = shim.memory(&pool);
-        let pairs = shim.memory(&[0_u32, 3, 2, 4]);
-        let zeroed = shim.memory(&[1_u32, 0]);
-        let block_bytes = block_words as u64 * 4;
-        run(&shim, copy_blocks(memory.at(), block_bytes, pairs.at(), 2));
-        run(&shim, zero_blocks(memory.at(), block_bytes, zeroed.at(), 2));
-        run(&shim, zero_blocks(memory.at(), block_bytes, zeroed.at(), 0));
-        let block = |b: usize| pool[b * block_words..][..block_words].to_vec();
-        let nothing = vec![0; block_words];
-        let expected = [nothing.clone(), nothing, block(2), block(0), block(2)].concat();
-        assert!(memory.read() == expected, "blocks of {block_bytes} bytes");
     }
 }

@@ -5,7 +5,6 @@ use galerne_kernels::cuda::launch::copy::CopyParams;
 use galerne_kernels::cuda::launch::dequantize::DequantizeParams;
 use galerne_kernels::cuda::launch::elementwise::ElementwiseParams;
 use galerne_kernels::cuda::launch::embedding::EmbeddingParams;
-use galerne_kernels::cuda::launch::kv_blocks::KvBlocksParams;
 use galerne_kernels::cuda::launch::linear_exact::LinearExactParams;
 use galerne_kernels::cuda::launch::linear_small::LinearSmallParams;
 use galerne_kernels::cuda::launch::mean_pool::MeanPoolParams;
@@ -24,7 +23,6 @@ const STRUCTS: &[(&str, usize)] = &[
     ("dequantize", size_of::<DequantizeParams>()),
     ("elementwise_", size_of::<ElementwiseParams>()),
     ("embedding", size_of::<EmbeddingParams>()),
-    ("kv_", size_of::<KvBlocksParams>()),
     ("linear_exact", size_of::<LinearExactParams>()),
     ("linear_small_", size_of::<LinearSmallParams>()),
     ("mean_pool", size_of::<MeanPoolParams>()),

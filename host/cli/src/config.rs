@@ -87,6 +87,9 @@ impl From<KvDtypeArg> for KvDtype {
 /// How the device computes and what memory it may take.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
+    /// Where models run: auto (a GPU if there is one), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "GALERNE_DEVICE")]
+    pub device: DeviceChoice,
     /// Worker threads of the CPU device [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -96,12 +99,13 @@ pub struct DeviceArgs {
     /// How keys and values are stored under --precision auto
     #[arg(long, value_enum, default_value = "bf16")]
     pub kv_dtype: KvDtypeArg,
-    /// Memory of each model's KV cache, in MiB [default: 1024, at most a quarter of the machine's]
+    /// Memory of each model's KV cache, in MiB [default: on the CPU 1024, at most a quarter of the machine's; on a GPU half of
+    /// what is free beside the model]
     #[arg(long, value_name = "MIB")]
     pub kv_memory: Option<NonZeroUsize>,
-    /// Most tokens computed in one step, prefill and decode together
-    #[arg(long, value_name = "N", default_value = "256")]
-    pub step_tokens: NonZeroUsize,
+    /// Most tokens computed in one step, prefill and decode together [default: 256 on the CPU, 2048 on a GPU]
+    #[arg(long, value_name = "N")]
+    pub step_tokens: Option<NonZeroUsize>,
     /// Most sequences computed together
     #[arg(long, value_name = "N", default_value = "64")]
     pub sequences: NonZeroUsize,
@@ -117,11 +121,12 @@ impl Default for DeviceArgs {
     fn default() -> Self {
         let positive = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Self {
+            device: DeviceChoice::Auto,
             threads: None,
             precision: PrecisionArg::Auto,
             kv_dtype: KvDtypeArg::Bf16,
             kv_memory: None,
-            step_tokens: positive(256),
+            step_tokens: None,
             sequences: positive(64),
             queue: positive(256),
             isa: None,
@@ -130,14 +135,44 @@ impl Default for DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Bytes of one model's KV cache.
+    /// Bytes of one model's KV cache, on a device that has so much memory of its own left beside the model.
     #[must_use]
-    pub fn kv_bytes(&self) -> usize {
+    pub fn kv_bytes(&self, left_bytes: Option<usize>) -> usize {
         const MIB: usize = 1 << 20;
-        self.kv_memory.map_or_else(
-            || memory_bytes().map_or(1_024 * MIB, |total| (total / 4).min(1_024 * MIB)),
-            |mib| mib.get().saturating_mul(MIB),
-        )
+        let default = || match left_bytes {
+            Some(left) => left / 2,
+            None => memory_bytes().map_or(1_024 * MIB, |total| (total / 4).min(1_024 * MIB)),
+        };
+        self.kv_memory
+            .map_or_else(default, |mib| mib.get().saturating_mul(MIB))
+    }
+}
+
+/// Where models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU if there is one that this build has kernels for, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("expected auto, cpu, cuda or cuda:N, got \"{text}\"")),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a package on disk to a running engine: the wiring of store, plugin, core, engine and device.
 
+use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail};
@@ -15,17 +16,16 @@ use galerne_engine::handle::{self, EngineHandle, EngineOptions};
 use galerne_engine::lowering::lower;
 use galerne_kernels::cpu::trim_heap;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
-use galerne_kernels::device::{Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, MemoryUse};
+use galerne_kernels::cuda::CudaDevice;
+use galerne_kernels::cuda::native::{self, NativeDriver, Overlap};
+use galerne_kernels::device::{Device, KvSpec, LoadOptions, LoadedProgram, MemoryUse};
 use galerne_kernels::program::Program;
 use galerne_plugin::{Grammars, PluginHost};
 use galerne_store::package::Package;
 use galerne_store::tokenizer::Tokenizer;
 
-use crate::config::DeviceArgs;
-use crate::guests;
-
-/// Tokens in one KV block.
-const BLOCK_TOKENS: usize = 16;
+use crate::config::{DeviceArgs, DeviceChoice};
+use crate::{guests, kernels};
 
 /// A model on a device, before an engine owns it.
 pub struct LoadedModel {
@@ -57,11 +57,48 @@ pub struct RunningModel {
     pub memory: MemoryUse,
 }
 
-/// The CPU device these options ask for.
+/// A device, and why it is not a better one.
+pub struct ChosenDevice {
+    /// Where models run.
+    pub device: Box<dyn Device>,
+    /// Why no GPU is used, if none was asked for by name.
+    pub note: Option<String>,
+}
+
+/// The device these options ask for. Left to choose, a GPU if there is one that this build has kernels for.
+///
+/// # Errors
+/// What was asked for by name is not there, or cannot be used.
+pub fn device(args: &DeviceArgs) -> Result<ChosenDevice> {
+    let chosen = |device: Box<dyn Device>, note| Ok(ChosenDevice { device, note });
+    match args.device {
+        DeviceChoice::Cpu => chosen(Box::new(cpu(args)?), None),
+        DeviceChoice::Cuda(ordinal) => {
+            let device = gpu(ordinal).context("--device cuda; with --device cpu the CPU is used")?;
+            chosen(Box::new(device), None)
+        }
+        DeviceChoice::Auto => match gpu(0) {
+            Ok(device) => chosen(Box::new(device), None),
+            Err(error) => chosen(Box::new(cpu(args)?), Some(crate::report(&error))),
+        },
+    }
+}
+
+/// The GPU of this number, with the kernels that are in this binary.
+fn gpu(ordinal: usize) -> Result<CudaDevice> {
+    let gpus = native::find()?;
+    let found = gpus
+        .get(ordinal)
+        .with_context(|| format!("expected a GPU below {}, got {ordinal}", gpus.len()))?;
+    let driver = NativeDriver::open(ordinal, &kernels::modules(found)?, Overlap::None)?;
+    Ok(CudaDevice::new(Arc::new(driver))?)
+}
+
+/// The CPU with these options.
 ///
 /// # Errors
 /// An unknown instruction set, or one this machine lacks.
-pub fn device(args: &DeviceArgs) -> Result<CpuDevice> {
+pub fn cpu(args: &DeviceArgs) -> Result<CpuDevice> {
     let isa = match &args.isa {
         None => None,
         Some(name) => Some(
@@ -113,17 +150,23 @@ pub fn load_program(
         );
     };
     let program = lower(&graph)?;
+    let info = device.info();
     let mut options = LoadOptions {
         precision: args.precision.into(),
         kv: KvSpec {
             blocks: 0,
-            block_tokens: BLOCK_TOKENS,
+            block_tokens: info.block_tokens,
             dtype: args.kv_dtype.into(),
         },
-        step_tokens_max: args.step_tokens.get(),
+        step_tokens_max: args.step_tokens.map_or(info.step_tokens, NonZeroUsize::get),
         sequences_max: args.sequences.get(),
     };
-    options.kv.blocks = kv_blocks(&program, options.kv_dtype(), args)?;
+    let weights = package.weights()?;
+    let package_bytes = package.size_bytes()?;
+    let left = info
+        .free_bytes
+        .map(|free| free.saturating_sub(usize::try_from(package_bytes).unwrap_or(usize::MAX)));
+    options.kv.blocks = kv_blocks(&program, options, args.kv_bytes(left), args.sequences.get())?;
     let limits = EngineLimits {
         step_tokens_max: options.step_tokens_max,
         sequences_max: options.sequences_max,
@@ -134,7 +177,7 @@ pub fn load_program(
     };
     let context_tokens_max = program.context_tokens_max;
     trim_heap();
-    let program = device.load(&program, &package.weights()?, options)?;
+    let program = device.load(&program, &weights, options)?;
     Ok(LoadedModel {
         program,
         vocabulary,
@@ -144,7 +187,8 @@ pub fn load_program(
 }
 
 /// How many blocks fit in the KV memory; no more than all sequences at full context could use.
-fn kv_blocks(program: &Program, dtype: KvDtype, args: &DeviceArgs) -> Result<usize> {
+fn kv_blocks(program: &Program, options: LoadOptions, bytes: usize, sequences: usize) -> Result<usize> {
+    let (dtype, block_tokens) = (options.kv_dtype(), options.kv.block_tokens);
     let token_bytes: usize = program
         .layers
         .iter()
@@ -153,15 +197,15 @@ fn kv_blocks(program: &Program, dtype: KvDtype, args: &DeviceArgs) -> Result<usi
     if token_bytes == 0 {
         return Ok(1);
     }
-    let block_bytes = token_bytes * BLOCK_TOKENS;
-    let fits = args.kv_bytes() / block_bytes;
+    let block_bytes = token_bytes * block_tokens;
+    let fits = bytes / block_bytes;
     if fits == 0 {
         bail!(
             "--kv-memory: one block needs {} KiB, more than given; give more",
             block_bytes.div_ceil(1_024)
         );
     }
-    let useful = (program.context_tokens_max as usize).div_ceil(BLOCK_TOKENS) * args.sequences.get();
+    let useful = (program.context_tokens_max as usize).div_ceil(block_tokens) * sequences;
     Ok(fits.min(useful))
 }
 

@@ -34,14 +34,14 @@ fn args(precision: PrecisionArg, step_tokens: usize) -> DeviceArgs {
     DeviceArgs {
         precision,
         kv_memory: NonZeroUsize::new(256),
-        step_tokens: NonZeroUsize::new(step_tokens).expect("not zero"),
+        step_tokens: NonZeroUsize::new(step_tokens),
         ..DeviceArgs::default()
     }
 }
 
 fn model(package: &Package, args: &DeviceArgs) -> load::LoadedModel {
-    let device = load::device(args).expect("make the CPU device");
-    load::load_program(package, plugins(), &device, args).expect("load the demo model")
+    let device = load::device(args).expect("make a device").device;
+    load::load_program(package, plugins(), &*device, args).expect("load the demo model")
 }
 
 fn engine(package: &Package, precision: PrecisionArg, step_tokens: usize) -> EngineHandle {

@@ -94,10 +94,10 @@ impl Runner {
             return Ok(());
         }
         self.engine.ask_guests();
-        self.program.wait()?;
-        self.with_grace(Engine::settle_plans);
+        self.settle_plans()?;
         let requests = self.engine.sample_requests();
         let outcomes = if requests.is_empty() {
+            self.program.wait()?;
             Vec::new()
         } else {
             self.program.sample(&requests)?
@@ -106,6 +106,24 @@ impl Runner {
             tracing::error!(%error, "bug: the device's answer cannot be used");
         }
         self.with_grace(Engine::settle_choices);
+        Ok(())
+    }
+
+    /// Takes the step's plans. If all come while the device computes, sampling follows the step at once; for the others the
+    /// step's end is waited for, and the grace.
+    fn settle_plans(&mut self) -> Result<(), DeviceError> {
+        loop {
+            self.shared.forget_wake();
+            if self.engine.settle_plans(Instant::now()) == 0 {
+                return Ok(());
+            }
+            if !self.program.is_running()? {
+                break;
+            }
+            self.shared.watch(WATCH);
+        }
+        self.program.wait()?;
+        self.with_grace(Engine::settle_plans);
         Ok(())
     }
 

@@ -82,20 +82,26 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 struct Gated {
     inner: FakeProgram,
     gate: Receiver<()>,
+    /// Whether a step waits at the gate.
+    is_closed: bool,
 }
 
 impl LoadedProgram for Gated {
     fn submit(&mut self, batch: &StepBatch) -> Result<(), DeviceError> {
+        self.is_closed = true;
         self.inner.submit(batch)
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
-        // A dropped sender opens the gate for good.
-        let _ = self.gate.recv_timeout(LONG);
+        if std::mem::take(&mut self.is_closed) {
+            // A dropped sender opens the gate for good.
+            let _ = self.gate.recv_timeout(LONG);
+        }
         self.inner.wait()
     }
 
     fn sample(&mut self, requests: &[SampleRequest<'_>]) -> Result<Vec<SampleOutcome>, DeviceError> {
+        self.wait()?;
         self.inner.sample(requests)
     }
 
@@ -165,6 +171,7 @@ fn a_full_queue_refuses_and_has_room_again() {
         Gated {
             inner: FakeProgram::new(limits),
             gate,
+            is_closed: false,
         },
     );
     let running = submit(&engine, request(&[1, 2], 3));
@@ -202,6 +209,7 @@ fn a_cancelled_sequence_frees_its_blocks_within_a_step() {
         Gated {
             inner: FakeProgram::new(limits),
             gate,
+            is_closed: false,
         },
     );
     let (sender, events) = channel();
@@ -243,6 +251,7 @@ fn shutdown_finishes_what_was_accepted_and_takes_no_more() {
         Gated {
             inner: FakeProgram::new(limits),
             gate,
+            is_closed: false,
         },
     );
     let accepted: Vec<_> = (1..4).map(|i| submit(&engine, request(&[i], 4))).collect();

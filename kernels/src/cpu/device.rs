@@ -70,6 +70,9 @@ impl Device for CpuDevice {
             name: NAME.to_owned(),
             isa: self.isa.name().to_owned(),
             threads: self.pool.workers(),
+            block_tokens: 16,
+            step_tokens: 256,
+            free_bytes: None,
         }
     }
 

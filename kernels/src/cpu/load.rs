@@ -14,10 +14,11 @@ use super::mixture::{MixtureScratch, Part};
 use super::pool::Ticket;
 use super::quantize_rows::QuantBuffer;
 use super::rope::RopeTable;
-use super::weights::{Matrix, load_matrix, load_vector};
+use super::weights::{Matrix, load_matrix};
 use crate::device::{DeviceError, KvSpec, LoadOptions, MemoryUse, Precision};
 use crate::layout::{Layout, RowsMax, place};
-use crate::program::{Instr, MixtureSpec, NormKind, Program, View, WeightId};
+use crate::program::{Program, View};
+use crate::stored::{Uses, load_vector};
 
 /// A program ready to run.
 #[derive(Debug)]
@@ -222,73 +223,5 @@ impl Loader<'_> {
             });
         }
         Ok(parts)
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct WeightUse {
-    as_matrix: bool,
-    as_vector: bool,
-}
-
-/// How weights are used, and the sizes of workspaces.
-#[derive(Debug, Default)]
-struct Uses {
-    weights: Vec<WeightUse>,
-    /// Widest input of a linear map.
-    quant_width: usize,
-    mixture_quant_width: usize,
-    experts: usize,
-    inner: usize,
-    width: usize,
-}
-
-impl Uses {
-    fn of(program: &Program) -> Self {
-        let mut uses = Self {
-            weights: vec![WeightUse::default(); program.weights.len()],
-            ..Self::default()
-        };
-        for instr in &program.instrs {
-            match instr {
-                Instr::Embedding { table, .. } => uses.matrix(*table),
-                Instr::Linear { x, weight, bias, .. } => {
-                    uses.matrix(*weight);
-                    bias.iter().for_each(|bias| uses.vector(*bias));
-                    uses.quant_width = uses.quant_width.max(x.width as usize);
-                }
-                Instr::Norm { norm, .. } | Instr::AddNorm { norm, .. } => {
-                    uses.vector(norm.weight);
-                    if let NormKind::Layer { bias: Some(bias) } = norm.kind {
-                        uses.vector(bias);
-                    }
-                }
-                Instr::Mixture { x, mixture, .. } => uses.mixture(program, x.width as usize, mixture),
-                _ => {}
-            }
-        }
-        uses
-    }
-
-    fn matrix(&mut self, id: WeightId) {
-        self.weights[id.index()].as_matrix = true;
-    }
-
-    fn vector(&mut self, id: WeightId) {
-        self.weights[id.index()].as_vector = true;
-    }
-
-    fn mixture(&mut self, program: &Program, width: usize, mixture: &MixtureSpec) {
-        self.matrix(mixture.router);
-        mixture.shared_gate.iter().for_each(|gate| self.matrix(*gate));
-        for expert in mixture.experts.iter().chain(&mixture.shared) {
-            self.matrix(expert.gate_up);
-            self.matrix(expert.down);
-            let inner = program.weights[expert.gate_up.index()].rows as usize;
-            self.inner = self.inner.max(inner);
-            self.mixture_quant_width = self.mixture_quant_width.max(width).max(inner / 2);
-        }
-        self.experts = self.experts.max(mixture.experts.len());
-        self.width = self.width.max(width);
     }
 }

@@ -18,9 +18,9 @@ use half::{bf16, f16};
 use super::linear_grouped::GroupLayout;
 use super::memory::{Arena, LINE_BYTES, Piece};
 use crate::device::DeviceError;
-use crate::program::WeightSpec;
 use crate::quant;
 use crate::quant::groups::groups;
+use crate::stored::fetch;
 
 /// Rows in one panel, lanes in one vector.
 pub(crate) const LANES: usize = 16;
@@ -220,50 +220,6 @@ fn gather_block(dtype: DType, layout: PanelLayout, panel: &[u8], b: usize, lane:
     }
 }
 
-/// Finds a stored tensor and checks that its bytes, shape and dtype belong together. Returns rows and width.
-pub(crate) fn fetch<'a>(
-    source: &'a dyn WeightSource,
-    name: &str,
-    width: usize,
-) -> Result<(WeightView<'a>, usize, usize), DeviceError> {
-    let fail = |expected: String, got: String| {
-        Err(DeviceError::Weight {
-            name: name.to_owned(),
-            expected,
-            got,
-        })
-    };
-    let expected = || format!("a tensor of inner width {width}");
-    let view = match source.weight(name) {
-        Ok(Some(view)) => view,
-        Ok(None) => return fail(expected(), "no tensor of this name".into()),
-        Err(error) => return fail(expected(), error.to_string()),
-    };
-    let (rows, inner) = match *view.shape {
-        [inner] => (1, inner as usize),
-        [rows, inner] => (rows as usize, inner as usize),
-        _ => return fail("a vector or a matrix".into(), format!("shape {:?}", view.shape)),
-    };
-    if rows == 0 || inner == 0 {
-        return fail("at least one element".into(), format!("shape {:?}", view.shape));
-    }
-    let needed = view
-        .dtype
-        .row_bytes(inner)
-        .and_then(|bytes| bytes.checked_mul(rows));
-    if needed != Some(view.bytes.len()) {
-        let expected = needed.map_or_else(
-            || format!("rows of whole {} blocks", view.dtype),
-            |bytes| format!("{bytes} bytes"),
-        );
-        return fail(
-            expected,
-            format!("{} bytes, shape {:?}", view.bytes.len(), view.shape),
-        );
-    }
-    Ok((view, rows, inner))
-}
-
 /// Loads one matrix of width `width`.
 pub(crate) fn load_matrix(
     source: &dyn WeightSource,
@@ -280,26 +236,6 @@ pub(crate) fn load_matrix(
         });
     }
     Matrix::pack(&view, rows, inner, arena)
-}
-
-/// Loads a vector in f32: all parts of a spec joined.
-pub(crate) fn load_vector(source: &dyn WeightSource, spec: &WeightSpec) -> Result<Vec<f32>, DeviceError> {
-    let elements = spec.rows as usize * spec.width as usize;
-    let mut joined = Vec::new();
-    for name in &spec.parts {
-        let (view, rows, inner) = fetch(source, name, elements)?;
-        let start = joined.len();
-        joined.resize(start + rows * inner, 0.0);
-        quant::dequantize(view.dtype, &view.bytes, &mut joined[start..]);
-    }
-    if joined.len() != elements {
-        return Err(DeviceError::Weight {
-            name: spec.parts.join(" + "),
-            expected: format!("{elements} elements"),
-            got: format!("{} elements", joined.len()),
-        });
-    }
-    Ok(joined)
 }
 
 #[cfg(test)]

@@ -225,6 +225,15 @@ pub trait Driver: Send + Sync {
     /// Both are allocated, and the host leaves `to` alone until the copy is done.
     unsafe fn enqueue_read(&self, from: DevicePtr, to: HostPtr, bytes: usize) -> Result<(), DriverError>;
 
+    /// Enqueues a copy within the device's memory.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Safety
+    /// Both are allocated and do not overlap.
+    unsafe fn enqueue_copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) -> Result<(), DriverError>;
+
     /// Enqueues zeroing.
     ///
     /// # Errors
@@ -248,6 +257,12 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// A kernel that is not there, or the device failed.
     fn graph(&self, launches: &[Launch]) -> Result<Box<dyn Graph>, DriverError>;
+
+    /// Whether everything enqueued is done.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn is_idle(&self) -> Result<bool, DriverError>;
 
     /// Waits for everything enqueued.
     ///

@@ -433,6 +433,14 @@ impl Driver for NativeDriver {
         check("cuMemcpyDtoHAsync", copied.result())
     }
 
+    unsafe fn enqueue_copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) -> Result<(), DriverError> {
+        self.inner.bind()?;
+        // SAFETY: the caller's contract.
+        check("cuMemcpyDtoDAsync", unsafe {
+            result::memcpy_dtod_async(to.0, from.0, bytes, self.inner.stream)
+        })
+    }
+
     unsafe fn enqueue_zero(&self, at: DevicePtr, bytes: usize) -> Result<(), DriverError> {
         self.inner.bind()?;
         // SAFETY: the caller's contract.
@@ -474,6 +482,15 @@ impl Driver for NativeDriver {
             graph,
             exec,
         }))
+    }
+
+    fn is_idle(&self) -> Result<bool, DriverError> {
+        self.inner.bind()?;
+        // SAFETY: the stream lives as long as the driver.
+        match unsafe { sys::cuStreamQuery(self.inner.stream) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            done => check("cuStreamQuery", done.result()).map(|()| true),
+        }
     }
 
     fn finish(&self) -> Result<(), DriverError> {

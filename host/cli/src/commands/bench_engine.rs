@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use galerne_core::grammar::GrammarSource;
-use galerne_kernels::device::Device as _;
 use galerne_plugin::PluginHost;
 use galerne_store::store::Store;
 use serde::Serialize;
@@ -144,8 +143,8 @@ pub(super) fn run(data: &DataArgs, args: &EngineBenchArgs) -> Result<()> {
         None => only_model(&store)?,
     };
     let plugins = PluginHost::new(guests::plugin_options(data)?)?;
-    let device = load::device(&args.device)?;
-    let model = load::start(&store.open(&name)?, &plugins, &device, &args.device)?;
+    let device = load::device(&args.device)?.device;
+    let model = load::start(&store.open(&name)?, &plugins, &*device, &args.device)?;
     let info = device.info();
     if !args.json {
         println!(

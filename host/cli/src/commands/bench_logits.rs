@@ -39,8 +39,8 @@ pub(super) fn run(data: &DataArgs, args: &LogitsArgs) -> Result<()> {
         None => super::bench::only_model(&store)?,
     };
     let plugins = PluginHost::new(guests::plugin_options(data)?)?;
-    let device = load::device(&args.device)?;
-    let mut model = load::load_program(&store.open(&name)?, &plugins, &device, &args.device)?;
+    let device = load::device(&args.device)?.device;
+    let mut model = load::load_program(&store.open(&name)?, &plugins, &*device, &args.device)?;
     let file = File::create(&args.out).with_context(|| format!("write {}", args.out.display()))?;
     let mut out = BufWriter::new(file);
     for tokens in &sequences {

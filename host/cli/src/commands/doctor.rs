@@ -35,7 +35,7 @@ pub(super) struct DoctorArgs {
 }
 
 pub(super) fn run(data: &DataArgs, args: &DoctorArgs) -> Result<()> {
-    let info = load::device(&DeviceArgs::default())?.info();
+    let info = load::cpu(&DeviceArgs::default())?.info();
     if args.measure {
         return doctor_measure::run(&info, args.json);
     }

@@ -156,10 +156,13 @@ fn load_models(folder: &Path, args: &ServeArgs, plugins: &PluginHost) -> Result<
         "no models in {}; import one with `galerne model import SOURCE --name NAME`",
         folder.display()
     );
-    let device = load::device(&args.device)?;
+    let load::ChosenDevice { device, note } = load::device(&args.device)?;
+    if let Some(reason) = note {
+        eprintln!("galerne: no GPU is used: {reason}; models run on the CPU");
+    }
     let mut models = BTreeMap::new();
     for name in names {
-        match load_model(&store, &name, args, plugins, &device) {
+        match load_model(&store, &name, args, plugins, &*device) {
             Ok(model) => {
                 models.insert(name, Arc::new(model));
             }
@@ -207,7 +210,7 @@ fn load_model(
     name: &str,
     args: &ServeArgs,
     plugins: &PluginHost,
-    device: &galerne_kernels::cpu::CpuDevice,
+    device: &dyn galerne_kernels::device::Device,
 ) -> Result<ServedModel> {
     let package = store.open(name)?;
     let running = load::start(&package, plugins, device, &args.device)?;

@@ -18,6 +18,7 @@ pub struct FakeProgram {
     rows: Vec<u64>,
     /// Steps until the device fails.
     pub steps_left: usize,
+    is_running: bool,
 }
 
 impl FakeProgram {
@@ -28,6 +29,7 @@ impl FakeProgram {
             kv,
             rows: Vec::new(),
             steps_left: usize::MAX,
+            is_running: false,
         }
     }
 
@@ -122,6 +124,7 @@ fn ranked(row: u64, request: &SampleRequest<'_>) -> Vec<Candidate> {
 impl LoadedProgram for FakeProgram {
     fn submit(&mut self, batch: &StepBatch) -> Result<(), DeviceError> {
         self.check(batch);
+        self.is_running = true;
         for slice in &batch.sequences {
             let tokens = &batch.tokens[slice.first_token..slice.first_token + slice.tokens];
             for (offset, token) in tokens.iter().enumerate() {
@@ -145,7 +148,9 @@ impl LoadedProgram for FakeProgram {
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
-        self.steps_left = self.steps_left.saturating_sub(1);
+        if std::mem::take(&mut self.is_running) {
+            self.steps_left = self.steps_left.saturating_sub(1);
+        }
         if self.steps_left == 0 {
             return Err(DeviceError::Failed {
                 device: "fake",
@@ -156,6 +161,7 @@ impl LoadedProgram for FakeProgram {
     }
 
     fn sample(&mut self, requests: &[SampleRequest<'_>]) -> Result<Vec<SampleOutcome>, DeviceError> {
+        self.wait()?;
         let draw = |request: &SampleRequest<'_>| {
             let ranked = ranked(self.rows[request.row], request);
             if request.plan.candidates > 0 {

@@ -230,6 +230,12 @@ impl Driver for Shim {
         Ok(())
     }
 
+    unsafe fn enqueue_copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) -> Result<(), DriverError> {
+        // SAFETY: allocated and apart by contract.
+        unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, bytes) };
+        Ok(())
+    }
+
     unsafe fn enqueue_zero(&self, at: DevicePtr, bytes: usize) -> Result<(), DriverError> {
         // SAFETY: allocated by contract.
         unsafe { std::ptr::write_bytes(at.0 as *mut u8, 0, bytes) };
@@ -248,6 +254,10 @@ impl Driver for Shim {
             shim: Self::new(self.seed),
             launches: launches.to_vec(),
         }))
+    }
+
+    fn is_idle(&self) -> Result<bool, DriverError> {
+        Ok(true)
     }
 
     fn finish(&self) -> Result<(), DriverError> {

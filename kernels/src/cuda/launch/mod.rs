@@ -6,7 +6,6 @@ pub mod copy;
 pub mod dequantize;
 pub mod elementwise;
 pub mod embedding;
-pub mod kv_blocks;
 pub mod linear;
 pub mod linear_exact;
 pub mod linear_small;

@@ -1,0 +1,199 @@
+//! Weights of a program on their way to the device: planned first, then packed and copied. Knows no kernel.
+
+use std::collections::HashMap;
+
+use galerne_core::weights::WeightSource;
+
+use super::driver::{DevicePtr, Driver};
+use super::failed;
+use super::launch::linear;
+use super::memory::{DeviceMemory, Planner, Purpose, Region};
+use super::weights::{DeviceMatrix, Packing, WeightFormat};
+use crate::device::DeviceError;
+use crate::program::{Program, WeightSpec};
+use crate::stored::{Uses, fetch, load_vector};
+
+/// Some rows of a weight, which all have one format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    /// The output column, or table entry, of its first row.
+    pub(super) first: u32,
+    /// The rows.
+    pub(super) matrix: DeviceMatrix,
+}
+
+/// All weights of a program, by [`crate::program::WeightId`].
+#[derive(Debug, Default)]
+pub(super) struct Weights {
+    /// If it is used as a matrix: its parts in order.
+    pub(super) matrices: Vec<Vec<Part>>,
+    /// If it is used as a vector: its elements in f32, else null.
+    pub(super) vectors: Vec<DevicePtr>,
+}
+
+/// Joined tensors of one format.
+#[derive(Debug)]
+struct Run {
+    names: Vec<String>,
+    width: u32,
+    packing: Packing,
+    region: Region,
+}
+
+/// Where each weight will lie. Tensors that several weights name the same way are held once.
+#[derive(Debug, Default)]
+pub(super) struct WeightPlan {
+    runs: Vec<Run>,
+    /// By weight: first row and run of each part.
+    parts: Vec<Vec<(u32, usize)>>,
+    /// By weight.
+    vectors: Vec<Option<Region>>,
+}
+
+impl WeightPlan {
+    /// Plans the weights of a program that has passed its gate, by the file's index alone.
+    pub(super) fn new(
+        program: &Program,
+        source: &dyn WeightSource,
+        planner: &mut Planner,
+    ) -> Result<Self, DeviceError> {
+        let mut plan = Self::default();
+        let mut known = HashMap::new();
+        for (spec, used) in program.weights.iter().zip(Uses::of(program).weights) {
+            let mut parts = vec![];
+            if used.as_matrix {
+                for (first, names, packing) in runs(spec, source)? {
+                    let run = match known.get(&(names.clone(), packing.format())) {
+                        Some(&run) => run,
+                        None => {
+                            let region = planner.take(Purpose::Weights, packing.bytes())?;
+                            known.insert((names.clone(), packing.format()), plan.runs.len());
+                            plan.runs.push(Run {
+                                names,
+                                width: spec.width,
+                                packing,
+                                region,
+                            });
+                            plan.runs.len() - 1
+                        }
+                    };
+                    parts.push((first, run));
+                }
+            }
+            plan.parts.push(parts);
+            let bytes = spec.rows as usize * spec.width as usize * 4;
+            let vector = used
+                .as_vector
+                .then(|| planner.take(Purpose::Weights, bytes))
+                .transpose()?;
+            plan.vectors.push(vector);
+        }
+        Ok(plan)
+    }
+
+    /// Workspace that linear maps of at most so many rows share.
+    pub(super) fn linear_workspace_bytes(&self, rows_max: u32) -> usize {
+        let bytes = |run: &Run| linear::workspace_bytes(&run.packing.matrix(DevicePtr::NULL), rows_max);
+        self.runs.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    /// Packs and copies all.
+    pub(super) fn load(
+        &self,
+        program: &Program,
+        source: &dyn WeightSource,
+        driver: &dyn Driver,
+        memory: &DeviceMemory,
+    ) -> Result<Weights, DeviceError> {
+        for run in &self.runs {
+            let packed = pack(run, source)?;
+            // SAFETY: the region was planned with the packing's size, and nothing runs yet.
+            unsafe { driver.write(memory.address(run.region), &packed) }.map_err(|error| failed(&error))?;
+        }
+        let mut vectors = Vec::with_capacity(self.vectors.len());
+        for (spec, region) in program.weights.iter().zip(&self.vectors) {
+            let Some(region) = *region else {
+                vectors.push(DevicePtr::NULL);
+                continue;
+            };
+            let at = memory.address(region);
+            let elements = load_vector(source, spec)?;
+            // SAFETY: as above; `load_vector` gives as many elements as the spec has.
+            unsafe { driver.write(at, bytemuck::cast_slice(&elements)) }.map_err(|error| failed(&error))?;
+            vectors.push(at);
+        }
+        let part = |&(first, run): &(u32, usize)| {
+            let Run { packing, region, .. } = &self.runs[run];
+            Part {
+                first,
+                matrix: packing.matrix(memory.address(*region)),
+            }
+        };
+        Ok(Weights {
+            matrices: self
+                .parts
+                .iter()
+                .map(|parts| parts.iter().map(part).collect())
+                .collect(),
+            vectors,
+        })
+    }
+}
+
+/// The parts of a matrix: neighbouring tensors of one format are joined. First row, names and packing of each.
+fn runs(
+    spec: &WeightSpec,
+    source: &dyn WeightSource,
+) -> Result<Vec<(u32, Vec<String>, Packing)>, DeviceError> {
+    let mut runs: Vec<(u32, u32, WeightFormat, Vec<String>)> = vec![];
+    let mut first = 0;
+    for name in &spec.parts {
+        let fail = |got: String| DeviceError::Weight {
+            name: name.clone(),
+            expected: format!("a matrix of inner width {}", spec.width),
+            got,
+        };
+        let info = source.index().tensors.get(name);
+        let info = info.ok_or_else(|| fail("no tensor of this name".to_owned()))?;
+        let rows = match info.shape[..] {
+            [inner] if inner == u64::from(spec.width) => 1,
+            [rows, inner] if inner == u64::from(spec.width) && rows > 0 => {
+                u32::try_from(rows).map_err(|_| fail(format!("{rows} rows")))?
+            }
+            _ => return Err(fail(format!("shape {:?}", info.shape))),
+        };
+        let format = WeightFormat::of(info.dtype);
+        match runs.last_mut() {
+            Some((_, joined, last, names)) if *last == format => {
+                *joined += rows;
+                names.push(name.clone());
+            }
+            _ => runs.push((first, rows, format, vec![name.clone()])),
+        }
+        first = first
+            .checked_add(rows)
+            .ok_or_else(|| fail(format!("{rows} rows")))?;
+    }
+    if first != spec.rows {
+        return Err(DeviceError::Weight {
+            name: spec.parts.join(" + "),
+            expected: format!("{} rows", spec.rows),
+            got: format!("{first} rows"),
+        });
+    }
+    let run = |(first, rows, format, names)| (first, names, Packing::with_format(format, rows, spec.width));
+    Ok(runs.into_iter().map(run).collect())
+}
+
+fn pack(run: &Run, source: &dyn WeightSource) -> Result<Vec<u8>, DeviceError> {
+    let mut packed = vec![0; run.packing.bytes()];
+    let mut row = 0;
+    for name in &run.names {
+        let (view, rows, _) = fetch(source, name, run.width as usize)?;
+        for stored in view.bytes.chunks_exact(view.bytes.len() / rows) {
+            run.packing.pack_row(row, view.dtype, stored, &mut packed);
+            row += 1;
+        }
+    }
+    Ok(packed)
+}

@@ -1,0 +1,236 @@
+//! Where everything of a program will lie in device memory, and putting it there. Knows no kernel.
+
+use galerne_core::weights::WeightSource;
+
+use super::driver::{Driver, Properties};
+use super::failed;
+use super::kv::{KvElement, KvLayer};
+use super::launch::rope::{self, Rotation};
+use super::launch::sample;
+use super::load::WeightPlan;
+use super::memory::{DeviceMemory, Planner, Purpose, Region};
+use super::sampler::SamplerRoom;
+use super::step::{Addresses, AttentionShapes, Model};
+use super::tables::TableLayout;
+use crate::device::{DeviceError, LoadOptions};
+use crate::layout::{Layout, RowsMax, place};
+use crate::program::Program;
+
+/// A program's memory, planned.
+pub(super) struct ModelPlan<'a> {
+    program: &'a Program,
+    options: LoadOptions,
+    weights: WeightPlan,
+    layout: Layout,
+    tables: TableLayout,
+    sampler: SamplerRoom,
+    shapes: AttentionShapes,
+    kv: KvPlan,
+    /// Most tokens of a sequence.
+    positions: usize,
+    regions: Regions,
+}
+
+/// Regions of a program's memory other than weights.
+#[derive(Debug, Clone)]
+struct Regions {
+    kv: Region,
+    buffers: Region,
+    tables: Region,
+    /// By shape of attention.
+    plans: Vec<Region>,
+    partial: Region,
+    linear: Region,
+    sampler: [Region; 3],
+    /// By rotation table.
+    ropes: Vec<Region>,
+}
+
+/// How a block of the KV pool is shared out between layers: all layers' parts of a block lie together.
+#[derive(Debug, Clone)]
+struct KvPlan {
+    element: KvElement,
+    block_bytes: usize,
+    /// By layer, where its part of a block begins.
+    starts: Vec<usize>,
+}
+
+impl KvPlan {
+    fn new(program: &Program, options: LoadOptions) -> Self {
+        let element = KvElement::from(options.kv_dtype());
+        let block_tokens = options.kv.block_tokens as u32;
+        let mut block_bytes = 0;
+        let starts = program
+            .layers
+            .iter()
+            .map(|layer| {
+                let start = block_bytes;
+                let bytes = KvLayer::bytes_per_block(layer, block_tokens, element);
+                block_bytes += bytes.next_multiple_of(16);
+                start
+            })
+            .collect();
+        Self {
+            element,
+            block_bytes,
+            starts,
+        }
+    }
+}
+
+impl<'a> ModelPlan<'a> {
+    /// Plans a program that has passed its gate, for sequences of at most `positions` tokens.
+    pub(super) fn new(
+        program: &'a Program,
+        source: &dyn WeightSource,
+        options: LoadOptions,
+        positions: usize,
+        properties: &Properties,
+        planner: &mut Planner,
+    ) -> Result<Self, DeviceError> {
+        let weights = WeightPlan::new(program, source, planner)?;
+        let kv = KvPlan::new(program, options);
+        let rows_max = RowsMax {
+            tokens: options.step_tokens_max,
+            sequences: options.sequences_max,
+        };
+        let layout = place(program, &[], rows_max);
+        let pooled = options.kv.blocks.saturating_mul(options.kv.block_tokens);
+        // No sequence is longer than the pool, and tables of rotations are long.
+        let positions = if program.layers.is_empty() {
+            positions
+        } else {
+            positions.min(pooled)
+        };
+        let tables = TableLayout::new(options, positions);
+        let shapes = AttentionShapes::new(program, properties.multiprocessors);
+        let pool = kv.block_bytes.saturating_mul(options.kv.blocks);
+        let sampler = SamplerRoom::new(program.output.width, options.sequences_max);
+        let mut workspace = |bytes| planner.take(Purpose::Workspace, bytes);
+        let capacities: Vec<_> = shapes
+            .shapes
+            .iter()
+            .map(|shape| shape.capacity(options.step_tokens_max, options.sequences_max))
+            .collect();
+        let partial = capacities.iter().map(|capacity| capacity.partial_floats).max();
+        let regions = Regions {
+            buffers: workspace(layout.elements * 4)?,
+            tables: workspace(tables.bytes)?,
+            plans: capacities
+                .iter()
+                .map(|capacity| workspace(capacity.words * 4))
+                .collect::<Result<_, _>>()?,
+            partial: workspace(partial.unwrap_or(0) * 4)?,
+            linear: workspace(weights.linear_workspace_bytes(rows_max.tokens as u32))?,
+            sampler: [
+                workspace(sampler.upload_bytes)?,
+                workspace(sampler.scratch_bytes)?,
+                workspace(sampler.result_bytes)?,
+            ],
+            ropes: program
+                .ropes
+                .iter()
+                .map(|rope| planner.take(Purpose::Weights, positions * 2 * rope.inv_freq.len() * 4))
+                .collect::<Result<_, _>>()?,
+            kv: planner.take(Purpose::Kv, pool)?,
+        };
+        Ok(Self {
+            program,
+            options,
+            weights,
+            layout,
+            tables,
+            sampler,
+            shapes,
+            kv,
+            positions,
+            regions,
+        })
+    }
+
+    /// Pinned host memory for a step's tables and plans.
+    pub(super) fn tables_bytes(&self) -> usize {
+        let plans = self.regions.plans.iter().map(|region| region.bytes);
+        self.tables.bytes + plans.sum::<usize>()
+    }
+
+    /// Pinned host memory for requests to sample and their results.
+    pub(super) fn sampler_bytes(&self) -> usize {
+        self.sampler.upload_bytes + self.sampler.result_bytes
+    }
+
+    /// Fills the memory: weights, and zeros where a step may read before anything was written.
+    pub(super) fn load(
+        self,
+        source: &dyn WeightSource,
+        driver: &dyn Driver,
+        memory: &DeviceMemory,
+    ) -> Result<Model, DeviceError> {
+        let weights = self.weights.load(self.program, source, driver, memory)?;
+        let regions = &self.regions;
+        for region in [regions.kv, regions.buffers, regions.linear] {
+            // SAFETY: planned regions of the program's memory.
+            unsafe { driver.enqueue_zero(memory.address(region), region.bytes) }
+                .map_err(|error| failed(&error))?;
+        }
+        let ropes = self
+            .program
+            .ropes
+            .iter()
+            .zip(&regions.ropes)
+            .map(|(spec, region)| {
+                let at = memory.address(*region);
+                let table = rope::table(spec, self.positions as u32);
+                // SAFETY: the region was planned for as many positions, and nothing that runs uses it.
+                unsafe { driver.write(at, bytemuck::cast_slice(&table)) }.map_err(|error| failed(&error))?;
+                Ok(Rotation {
+                    table: at,
+                    pairs: spec.inv_freq.len() as u32,
+                    pairing: spec.pairing,
+                })
+            });
+        let ropes = ropes.collect::<Result<_, DeviceError>>()?;
+        let pool = memory.address(regions.kv);
+        let layers = self.program.layers.iter().zip(&self.kv.starts);
+        let kv = layers.map(|(layer, &start)| {
+            let block_tokens = self.options.kv.block_tokens as u32;
+            KvLayer::new(
+                pool.offset(start),
+                self.kv.block_bytes as u64,
+                layer,
+                block_tokens,
+                self.kv.element,
+            )
+        });
+        Ok(Model {
+            ropes,
+            kv: kv.collect(),
+            addresses: Addresses {
+                pool,
+                block_bytes: self.kv.block_bytes,
+                buffers: memory.address(regions.buffers),
+                tables: self.tables.at(memory.address(regions.tables)),
+                table_region: memory.address(regions.tables),
+                plans: regions
+                    .plans
+                    .iter()
+                    .map(|region| memory.address(*region))
+                    .collect(),
+                partial: memory.address(regions.partial),
+                linear: memory.address(regions.linear),
+                sampler: sample::Addresses {
+                    upload: memory.address(regions.sampler[0]),
+                    scratch: memory.address(regions.sampler[1]),
+                    results: memory.address(regions.sampler[2]),
+                },
+            },
+            program: self.program.clone(),
+            options: self.options,
+            weights,
+            layout: self.layout,
+            tables: self.tables,
+            sampler: self.sampler,
+            shapes: self.shapes,
+        })
+    }
+}
