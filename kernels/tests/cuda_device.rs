@@ -12,8 +12,6 @@ fn conforms(precision: Precision, seed: u64) {
     let device = CudaDevice::new(Arc::new(Shim::new(seed))).expect("the shim always opens");
     let failures: Vec<String> = cases()
         .iter()
-        // Refused when a program is loaded: there are no kernels for it yet.
-        .filter(|case| case.name != "mixture of experts")
         .filter_map(|case| case.run(&device, precision).err())
         .map(|error| error.to_string())
         .collect();

@@ -22,7 +22,7 @@ use crate::device::{
     Device, DeviceError, DeviceInfo, LoadOptions, LoadedProgram, MemoryUse, SampleOutcome, SampleRequest,
     StepBatch,
 };
-use crate::program::{Instr, Program};
+use crate::program::Program;
 
 const NAME: &str = "cuda";
 
@@ -70,16 +70,6 @@ impl Device for CudaDevice {
         options: LoadOptions,
     ) -> Result<Box<dyn LoadedProgram>, DeviceError> {
         check(program)?;
-        if program
-            .instrs
-            .iter()
-            .any(|instr| matches!(instr, Instr::Mixture { .. }))
-        {
-            return Err(DeviceError::Unsupported {
-                device: NAME,
-                op: "a mixture of experts".to_owned(),
-            });
-        }
         let gate = BatchGate::new(program, options)?;
         let mut planner = Planner::new(self.budget_bytes().map_err(|error| failed(&error))?);
         let plan = ModelPlan::new(

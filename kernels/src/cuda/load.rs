@@ -91,6 +91,19 @@ impl WeightPlan {
         Ok(plan)
     }
 
+    /// All matrices, by weight, if a region begins where `address` says.
+    pub(super) fn matrices(&self, address: impl Fn(Region) -> DevicePtr) -> Vec<Vec<Part>> {
+        let part = |&(first, run): &(u32, usize)| {
+            let Run { packing, region, .. } = &self.runs[run];
+            Part {
+                first,
+                matrix: packing.matrix(address(*region)),
+            }
+        };
+        let parts = |parts: &Vec<(u32, usize)>| parts.iter().map(part).collect();
+        self.parts.iter().map(parts).collect()
+    }
+
     /// Workspace that linear maps of at most so many rows share.
     pub(super) fn linear_workspace_bytes(&self, rows_max: u32) -> usize {
         let bytes = |run: &Run| linear::workspace_bytes(&run.packing.matrix(DevicePtr::NULL), rows_max);
@@ -122,19 +135,8 @@ impl WeightPlan {
             unsafe { driver.write(at, bytemuck::cast_slice(&elements)) }.map_err(|error| failed(&error))?;
             vectors.push(at);
         }
-        let part = |&(first, run): &(u32, usize)| {
-            let Run { packing, region, .. } = &self.runs[run];
-            Part {
-                first,
-                matrix: packing.matrix(memory.address(*region)),
-            }
-        };
         Ok(Weights {
-            matrices: self
-                .parts
-                .iter()
-                .map(|parts| parts.iter().map(part).collect())
-                .collect(),
+            matrices: self.matrices(|region| memory.address(region)),
             vectors,
         })
     }

@@ -5,6 +5,7 @@
 pub mod attention_plan;
 mod device;
 pub mod driver;
+mod experts;
 pub mod image;
 pub mod kv;
 pub mod launch;

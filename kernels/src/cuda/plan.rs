@@ -1,12 +1,15 @@
 //! Where everything of a program will lie in device memory, and putting it there. Knows no kernel.
 
+use std::collections::BTreeMap;
+
 use galerne_core::weights::WeightSource;
 
-use super::driver::{Driver, Properties};
+use super::driver::{DevicePtr, Driver, Properties};
+use super::experts;
 use super::failed;
 use super::kv::{KvElement, KvLayer};
 use super::launch::rope::{self, Rotation};
-use super::launch::sample;
+use super::launch::{mixture, sample};
 use super::load::WeightPlan;
 use super::memory::{DeviceMemory, Planner, Purpose, Region};
 use super::sampler::SamplerRoom;
@@ -14,7 +17,7 @@ use super::step::{Addresses, AttentionShapes, Model};
 use super::tables::TableLayout;
 use crate::device::{DeviceError, LoadOptions};
 use crate::layout::{Layout, RowsMax, place};
-use crate::program::Program;
+use crate::program::{Instr, MixtureSpec, Program};
 
 /// A program's memory, planned.
 pub(super) struct ModelPlan<'a> {
@@ -42,6 +45,8 @@ struct Regions {
     partial: Region,
     linear: Region,
     sampler: [Region; 3],
+    /// Tables of experts, by instruction.
+    mixtures: Vec<(usize, Region)>,
     /// By rotation table.
     ropes: Vec<Region>,
 }
@@ -106,6 +111,15 @@ impl<'a> ModelPlan<'a> {
         let shapes = AttentionShapes::new(program, properties.multiprocessors);
         let pool = kv.block_bytes.saturating_mul(options.kv.blocks);
         let sampler = SamplerRoom::new(program.output.width, options.sequences_max);
+        let mut linear_bytes = weights.linear_workspace_bytes(rows_max.tokens as u32);
+        // As if all matrices lay nowhere: only their shapes matter here.
+        let unplaced = weights.matrices(|_| DevicePtr::NULL);
+        let mut mixtures = vec![];
+        for (at, spec) in specs(program) {
+            let (mixture, _) = experts::mixture(spec, &unplaced, DevicePtr::NULL)?;
+            linear_bytes = linear_bytes.max(mixture::workspace_bytes(&mixture, rows_max.tokens as u32));
+            mixtures.push((at, planner.take(Purpose::Weights, experts::table_bytes(spec))?));
+        }
         let mut workspace = |bytes| planner.take(Purpose::Workspace, bytes);
         let capacities: Vec<_> = shapes
             .shapes
@@ -121,12 +135,13 @@ impl<'a> ModelPlan<'a> {
                 .map(|capacity| workspace(capacity.words * 4))
                 .collect::<Result<_, _>>()?,
             partial: workspace(partial.unwrap_or(0) * 4)?,
-            linear: workspace(weights.linear_workspace_bytes(rows_max.tokens as u32))?,
+            linear: workspace(linear_bytes)?,
             sampler: [
                 workspace(sampler.upload_bytes)?,
                 workspace(sampler.scratch_bytes)?,
                 workspace(sampler.result_bytes)?,
             ],
+            mixtures,
             ropes: program
                 .ropes
                 .iter()
@@ -190,6 +205,15 @@ impl<'a> ModelPlan<'a> {
                 })
             });
         let ropes = ropes.collect::<Result<_, DeviceError>>()?;
+        let mut mixtures = BTreeMap::new();
+        for ((at, spec), &(_, region)) in specs(self.program).zip(&regions.mixtures) {
+            let table = memory.address(region);
+            let (mixture, addresses) = experts::mixture(spec, &weights.matrices, table)?;
+            // SAFETY: the region was planned for these addresses, and nothing that runs uses it.
+            unsafe { driver.write(table, bytemuck::cast_slice(&addresses)) }
+                .map_err(|error| failed(&error))?;
+            mixtures.insert(at, mixture);
+        }
         let pool = memory.address(regions.kv);
         let layers = self.program.layers.iter().zip(&self.kv.starts);
         let kv = layers.map(|(layer, &start)| {
@@ -204,6 +228,7 @@ impl<'a> ModelPlan<'a> {
         });
         Ok(Model {
             ropes,
+            mixtures,
             kv: kv.collect(),
             addresses: Addresses {
                 pool,
@@ -233,4 +258,13 @@ impl<'a> ModelPlan<'a> {
             shapes: self.shapes,
         })
     }
+}
+
+/// The mixtures of a program, with the instruction of each.
+fn specs(program: &Program) -> impl Iterator<Item = (usize, &MixtureSpec)> {
+    let instrs = program.instrs.iter().enumerate();
+    instrs.filter_map(|(at, instr)| match instr {
+        Instr::Mixture { mixture, .. } => Some((at, mixture.as_ref())),
+        _ => None,
+    })
 }

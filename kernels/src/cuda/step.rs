@@ -1,5 +1,7 @@
 //! A loaded program, and what a step uploads and launches: which kernels run each instruction. Knows no driver.
 
+use std::collections::BTreeMap;
+
 use galerne_core::graph::Rows;
 use galerne_core::ids::BlockId;
 
@@ -12,6 +14,7 @@ use super::launch::elementwise::{Elementwise, elementwise};
 use super::launch::embedding::embedding;
 use super::launch::linear::{Linear, linear};
 use super::launch::mean_pool::mean_pool;
+use super::launch::mixture::{Mixture, mixture};
 use super::launch::norm::{self, l2_normalise, norm};
 use super::launch::rope::{Rotation, rope as rotate, rope_append};
 use super::launch::sample;
@@ -30,6 +33,8 @@ pub(super) struct Model {
     pub(super) weights: Weights,
     /// By rotation table.
     pub(super) ropes: Vec<Rotation>,
+    /// By instruction.
+    pub(super) mixtures: BTreeMap<usize, Mixture>,
     /// By layer.
     pub(super) kv: Vec<KvLayer>,
     /// Where buffers begin, in f32 numbers.
@@ -53,7 +58,7 @@ pub(super) struct Addresses {
     pub(super) plans: Vec<DevicePtr>,
     /// Partial results of attention.
     pub(super) partial: DevicePtr,
-    /// Workspace of linear maps.
+    /// Workspace of linear maps and mixtures.
     pub(super) linear: DevicePtr,
     pub(super) sampler: sample::Addresses,
 }
@@ -157,8 +162,8 @@ impl Model {
     /// All launches of a step of so many rows.
     pub(super) fn launches(&self, rows: StepRows, step: Step) -> Vec<Launch> {
         let mut launches = Vec::with_capacity(self.program.instrs.len() * 2);
-        for instr in &self.program.instrs {
-            self.lower(instr, (rows, step), &mut launches);
+        for (at, instr) in self.program.instrs.iter().enumerate() {
+            self.lower((at, instr), (rows, step), &mut launches);
         }
         launches
     }
@@ -184,6 +189,14 @@ impl Model {
             Rows::Outputs => rows.outputs,
         };
         rows as u32
+    }
+
+    /// By row, its sequence, or nothing if the rows are no tokens.
+    fn row_owners(&self, view: View) -> DevicePtr {
+        match self.program.buffers[view.buffer.index()].rows {
+            Rows::Tokens => self.addresses.tables.owners,
+            Rows::Sequences | Rows::Outputs => DevicePtr::NULL,
+        }
     }
 
     fn vector(&self, weight: WeightId) -> DevicePtr {
@@ -246,7 +259,12 @@ impl Model {
         }
     }
 
-    fn lower(&self, instr: &Instr, (rows, step): (StepRows, Step), launches: &mut Vec<Launch>) {
+    fn lower(
+        &self,
+        (at, instr): (usize, &Instr),
+        (rows, step): (StepRows, Step),
+        launches: &mut Vec<Launch>,
+    ) {
         let tables = self.addresses.tables;
         match instr {
             Instr::Embedding { table, index, out } => {
@@ -383,8 +401,13 @@ impl Model {
                 self.view(*out),
                 (self.rows(*x, rows), *width),
             )),
-            // Refused when a program is loaded.
-            Instr::Mixture { .. } => {}
+            Instr::Mixture { x, out, .. } => launches.extend(mixture(
+                &self.mixtures[&at],
+                (self.view(*x), self.view(*out)),
+                (self.rows(*x, rows), self.row_owners(*x)),
+                self.options.precision,
+                self.addresses.linear,
+            )),
         }
     }
 }
