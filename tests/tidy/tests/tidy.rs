@@ -431,3 +431,16 @@ fn the_readme_begins_with_the_two_commands() {
         Some(&["cargo xtask demo", "cargo xtask test"][..])
     );
 }
+
+/// Nobody has to guess what of the CUDA kernels was run where.
+#[test]
+fn every_cuda_kernel_is_in_the_table() {
+    let folder = root().join("kernels/cuda");
+    let table = std::fs::read_to_string(folder.join("README.md")).expect("the table of kernels");
+    let files = std::fs::read_dir(&folder).expect("the kernels' folder");
+    let names = files.map(|file| file.expect("a file").file_name().to_string_lossy().into_owned());
+    let missing: Vec<_> = names
+        .filter(|name| name.ends_with(".cu") && !table.contains(&format!("`{name}`")))
+        .collect();
+    none(&missing, "kernels/cuda/README.md has no row");
+}
