@@ -193,7 +193,7 @@ fn shapes(dtype: DType) -> &'static [(u32, u32)] {
 fn every_shape_and_count(dtype: DType) {
     let mut seed = 0;
     for &(outer, inner) in shapes(dtype) {
-        for (rows, margin) in [(1, 0), (5, 3), (9, 4), (30, 0), (64, 0)] {
+        for (rows, margin) in [(1, 0), (5, 3), (9, 4), (30, 0), (64, 0), (67, 3)] {
             for precision in PRECISIONS {
                 seed += 1;
                 let shim = Shim::new(seed);
@@ -242,7 +242,10 @@ fn formats_of_8_bits() {
 #[test]
 fn formats_made_from_numbers() {
     for format in [WeightFormat::Fp8, WeightFormat::Nvfp4, WeightFormat::Int4] {
-        for (seed, (outer, inner, rows)) in [(33, 200, 5), (140, 384, 20)].into_iter().enumerate() {
+        for (seed, (outer, inner, rows)) in [(33, 200, 5), (140, 384, 20), (40, 200, 70)]
+            .into_iter()
+            .enumerate()
+        {
             for precision in PRECISIONS {
                 let shim = Shim::new(seed as u64);
                 let weights = Weights::quantized(&shim, format, outer, inner);
@@ -286,11 +289,35 @@ fn several_blocks_share_wide_rows() {
 }
 
 #[test]
+fn many_rows_and_columns_take_several_tiles() {
+    for (seed, (dtype, outer, inner, rows)) in [
+        (DType::Bf16, 130, 200, 200),
+        (DType::F16, 260, 64, 129),
+        (DType::Q4K, 150, 256, 128),
+        (DType::Q6K, 129, 512, 131),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let shim = Shim::new(seed as u64);
+        let weights = Weights::stored(&shim, dtype, outer, inner);
+        let case = Case {
+            rows,
+            margin: 2,
+            bias: true,
+            accumulate: seed % 2 == 0,
+            precision: Precision::Auto,
+        };
+        check(&weights, &shim, case);
+    }
+}
+
+#[test]
 fn a_rows_result_does_not_depend_on_other_rows() {
     let shim = Shim::new(3);
     for (dtype, inner) in [(DType::Bf16, 1_100), (DType::Q4K, 1_280)] {
         let weights = Weights::stored(&shim, dtype, 20, inner);
-        let x = Numbers::new(9).normals(40 * inner as usize, 1.0);
+        let x = Numbers::new(9).normals(140 * inner as usize, 1.0);
         let case = |rows| Case {
             rows,
             margin: 0,
@@ -303,6 +330,10 @@ fn a_rows_result_does_not_depend_on_other_rows() {
             let together = mapped(&shim, &weights, &x[..(rows * inner) as usize], case(rows));
             assert_eq!(together[..20], alone, "{dtype} with {rows} rows");
         }
+        // From 65 rows on other kernels run, but what they find does not depend on rows either.
+        let few = mapped(&shim, &weights, &x[..(65 * inner) as usize], case(65));
+        let many = mapped(&shim, &weights, &x, case(140));
+        assert_eq!(few[..], many[..few.len()], "{dtype} with 65 and 140 rows");
     }
 }
 

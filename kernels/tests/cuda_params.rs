@@ -7,6 +7,7 @@ use galerne_kernels::cuda::launch::elementwise::ElementwiseParams;
 use galerne_kernels::cuda::launch::embedding::EmbeddingParams;
 use galerne_kernels::cuda::launch::linear_exact::LinearExactParams;
 use galerne_kernels::cuda::launch::linear_small::LinearSmallParams;
+use galerne_kernels::cuda::launch::linear_tile::{LinearCastParams, LinearTileParams};
 use galerne_kernels::cuda::launch::mean_pool::MeanPoolParams;
 use galerne_kernels::cuda::launch::moe_combine::MoeCombineParams;
 use galerne_kernels::cuda::launch::moe_exact::MoeExactParams;
@@ -23,8 +24,10 @@ const STRUCTS: &[(&str, usize)] = &[
     ("dequantize", size_of::<DequantizeParams>()),
     ("elementwise_", size_of::<ElementwiseParams>()),
     ("embedding", size_of::<EmbeddingParams>()),
+    ("linear_cast_", size_of::<LinearCastParams>()),
     ("linear_exact", size_of::<LinearExactParams>()),
     ("linear_small_", size_of::<LinearSmallParams>()),
+    ("linear_tile_", size_of::<LinearTileParams>()),
     ("mean_pool", size_of::<MeanPoolParams>()),
     ("moe_combine", size_of::<MoeCombineParams>()),
     ("moe_exact", size_of::<MoeExactParams>()),

@@ -2,6 +2,7 @@
 
 use super::linear_exact::linear_exact;
 use super::linear_small::{self, linear_small};
+use super::linear_tile::{self, linear_tile};
 use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
 use crate::cuda::weights::DeviceMatrix;
 use crate::device::Precision;
@@ -27,7 +28,11 @@ pub struct Linear {
 /// can share one workspace, aligned to 256 bytes, of the most that any of them needs. It is zeroed once.
 #[must_use]
 pub fn workspace_bytes(matrix: &DeviceMatrix, rows_max: u32) -> usize {
-    linear_small::workspace_bytes(matrix, rows_max)
+    let small = linear_small::workspace_bytes(matrix, rows_max);
+    if rows_max <= linear_small::ROWS_MAX {
+        return small;
+    }
+    small.max(linear_tile::workspace_bytes(matrix, rows_max))
 }
 
 /// The launches of a linear map.
@@ -35,6 +40,7 @@ pub fn workspace_bytes(matrix: &DeviceMatrix, rows_max: u32) -> usize {
 pub fn linear(linear: &Linear, precision: Precision, workspace: DevicePtr) -> Vec<Launch> {
     match precision {
         Precision::Auto if linear.rows <= linear_small::ROWS_MAX => vec![linear_small(linear, workspace)],
-        _ => vec![linear_exact(linear)],
+        Precision::Auto => linear_tile(linear, workspace),
+        Precision::F32 => vec![linear_exact(linear)],
     }
 }

@@ -27,7 +27,7 @@ pub struct LinearSmallParams {
 /// Most rows of x.
 pub const ROWS_MAX: u32 = 64;
 /// Bytes of the workspace's beginning, which is zeroed once.
-pub(super) const COUNTERS_BYTES: usize = 4 * BLOCKS_WANTED as usize;
+pub(super) const COUNTERS_BYTES: usize = (4 * BLOCKS_WANTED as usize).next_multiple_of(256);
 /// Outputs of a block.
 pub(super) const COLUMNS: u32 = 128;
 /// Blocks that keep a GPU of 132 multiprocessors busy, two on each; how many there are must not change a result, so the

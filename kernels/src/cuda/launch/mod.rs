@@ -9,6 +9,7 @@ pub mod embedding;
 pub mod linear;
 pub mod linear_exact;
 pub mod linear_small;
+pub mod linear_tile;
 pub mod mean_pool;
 pub mod mixture;
 pub mod moe_combine;

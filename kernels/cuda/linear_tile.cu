@@ -1,0 +1,190 @@
+// Linear maps of many rows of x: out[r, c] = (accumulate ? out[r, c] : 0) + bias[c] + sum_k x[r, k] w[c, k].
+//
+// linear_cast_bf16, linear_cast_f16: x [rows, width] f32 to [rows, depth] 16-bit floats, depth = width padded to 64, padding 0. One
+// block per row: grid (rows).
+//
+// linear_tile_FORMAT: x [rows, depth] as cast (f16 for f16 weights), w [columns, width] in the format of the name, bias [columns] f32 or
+// null, out [rows, columns] f32. A block makes 128 rows by 128 columns, in steps of 64 of k: x is copied to shared memory two steps deep;
+// weights go through registers, a step ahead, where they are dequantized to bf16 as in linear_small.cu. Sums are f32, in the order
+// of k, whatever else is in the batch. Grid (ceil(rows / 128), ceil(columns / 128)), so that blocks that run together share weights.
+// Shared memory: 2 x (128 + 128) x 64 16-bit floats; 16-byte piece i of row r lies at i ^ (r % 8), so that no banks conflict.
+#include "linear_small.cuh"
+
+struct LinearCastParams {
+    View x;
+    uint16_t* out;
+    uint32_t rows;
+    uint32_t depth;
+};
+
+template <bool IS_F16>
+DEVICE void cast(const LinearCastParams& p) {
+    dependency_wait();
+    const float* x = p.x.at + static_cast<size_t>(block_x()) * p.x.stride;
+    uint4* out = reinterpret_cast<uint4*>(p.out + static_cast<size_t>(block_x()) * p.depth);
+    const bool is_aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
+    for (uint32_t eighth = thread_index(); eighth < p.depth / 8; eighth += block_threads())
+        out[eighth] = narrow_eight<IS_F16>(x, eighth * 8, p.x.width, is_aligned);
+    dependency_release();
+}
+
+GALERNE_KERNEL(linear_cast_bf16, LinearCastParams, 256, 1) { cast<false>(p); }
+GALERNE_KERNEL(linear_cast_f16, LinearCastParams, 256, 1) { cast<true>(p); }
+
+struct LinearTileParams {
+    const uint16_t* x;
+    View out;
+    Matrix matrix;
+    const float* bias;
+    uint32_t rows;
+    uint32_t depth;
+    uint32_t accumulate;
+    uint32_t unused;
+};
+
+constexpr uint32_t TILE_ROWS = 128, TILE_OUTPUTS = 128, TILE_DEPTH = 64, TILE_THREADS = 256;
+constexpr uint32_t PIECES_PER_ROW = TILE_DEPTH / 8;
+
+// Piece `piece` of row `row` in a tile in shared memory.
+DEVICE uint4* tile_piece(uint4* tile, uint32_t row, uint32_t piece) {
+    return tile + row * PIECES_PER_ROW + (piece ^ row % 8);
+}
+
+template <uint32_t F>
+struct TileKernel {
+    using W = Fragments<F>;
+    // A thread takes 32 columns of one row of weights in a step: so many slices.
+    static constexpr uint32_t SLICES = 32 / W::SLICE;
+
+    struct Weights {
+        typename W::Raw raw[SLICES];
+    };
+
+    // Slices of row `row` from column `k` on, a multiple of 32. Nothing where there is no matrix.
+    DEVICE_MEMBER void load(const LinearTileParams& p, uint32_t row, uint32_t k, Weights& weights) {
+        const uint32_t panel = row / PANEL_ROWS, chunk = k / W::CHUNK, first = k % W::CHUNK / W::SLICE;
+        const bool is_there = panel * PANEL_ROWS < p.matrix.rows && chunk < divide_up(p.matrix.width, W::CHUNK);
+#pragma unroll
+        for (uint32_t i = 0; i < SLICES; i++) {
+            weights.raw[i] = {};
+            if (!is_there) continue;
+            const uint32_t lane = row % 8 * 4 + first + i;
+            weights.raw[i] = W::load(W::cursor(p.matrix, panel, chunk, lane), p.matrix, 0, row / 8 % 2);
+        }
+    }
+
+    // As bf16 (f16) to pieces 4 * part .. of row `row`.
+    DEVICE_MEMBER void store(const Weights& weights, uint4* tile, uint32_t row, uint32_t part) {
+#pragma unroll
+        for (uint32_t i = 0; i < SLICES; i++) {
+            const typename W::Factors factors = W::factors(weights.raw[i]);
+#pragma unroll
+            for (uint32_t j = 0; j < W::SLICE / 8; j++) {
+                const uint2 low = W::pairs(weights.raw[i], factors, 2 * j);
+                const uint2 high = W::pairs(weights.raw[i], factors, 2 * j + 1);
+                *tile_piece(tile, row, part * 4 + i * (W::SLICE / 8) + j) = make_uint4(low.x, low.y, high.x, high.y);
+            }
+        }
+    }
+
+    DEVICE_MEMBER void copy_x(const LinearTileParams& p, uint4* tile, uint32_t first_row, uint32_t k) {
+#pragma unroll
+        for (uint32_t i = 0; i < TILE_ROWS * PIECES_PER_ROW / TILE_THREADS; i++) {
+            const uint32_t at = i * TILE_THREADS + thread_index();
+            const uint32_t row = at / PIECES_PER_ROW, piece = at % PIECES_PER_ROW;
+            const bool is_there = first_row + row < p.rows;
+            const size_t from = is_there ? static_cast<size_t>(first_row + row) * p.depth + k + piece * 8 : 0;
+            copy_start(tile_piece(tile, row, piece), p.x + from, is_there);
+        }
+        copy_commit();
+    }
+
+    // The warp's 64 rows by 32 columns.
+    DEVICE_MEMBER void multiply(float (&sums)[4][4][4], uint4* x, uint4* w, uint32_t first_row, uint32_t first_column) {
+        const uint32_t lane = thread_index() % WARP, matrix = lane / 8, r = lane % 8;
+#pragma unroll
+        for (uint32_t step = 0; step < TILE_DEPTH / 16; step++) {
+            uint32_t a[4][4], b[2][4];
+#pragma unroll
+            for (uint32_t m = 0; m < 4; m++)
+                load_matrices(a[m], tile_piece(x, first_row + m * 16 + matrix % 2 * 8 + r, step * 2 + matrix / 2));
+#pragma unroll
+            for (uint32_t n = 0; n < 2; n++)
+                load_matrices(b[n], tile_piece(w, first_column + n * 16 + matrix / 2 * 8 + r, step * 2 + matrix % 2));
+#pragma unroll
+            for (uint32_t m = 0; m < 4; m++)
+#pragma unroll
+                for (uint32_t n = 0; n < 4; n++) {
+                    const uint32_t pair[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
+                    mma<W::IS_F16>(sums[m][n], a[m], pair);
+                }
+        }
+    }
+
+    DEVICE_MEMBER void finish(const LinearTileParams& p, const float (&sums)[4][4][4], uint32_t first_row,
+                              uint32_t first_column) {
+        const uint32_t lane = thread_index() % WARP;
+#pragma unroll
+        for (uint32_t n = 0; n < 4; n++) {
+#pragma unroll
+            for (uint32_t i = 0; i < 2; i++) {
+                const uint32_t column = first_column + n * 8 + lane % 4 * 2 + i;
+                if (column >= p.matrix.rows) continue;
+                const float factor = W::row_factor_left(p.matrix, column), bias = p.bias ? p.bias[column] : 0.0f;
+#pragma unroll
+                for (uint32_t m = 0; m < 8; m++) {
+                    const uint32_t row = first_row + m * 8 + lane / 4;
+                    if (row >= p.rows) continue;
+                    float* out = p.out.at + static_cast<size_t>(row) * p.out.stride + column;
+                    const float value = sums[m / 2][n][m % 2 * 2 + i] * factor + bias;
+                    *out = p.accumulate ? *out + value : value;
+                }
+            }
+        }
+    }
+
+    DEVICE_MEMBER void run(const LinearTileParams& p) {
+        constexpr uint32_t PIECES = TILE_ROWS * PIECES_PER_ROW;
+        uint4* x = reinterpret_cast<uint4*>(shared_memory());
+        uint4* w = x + 2 * PIECES;
+        const uint32_t first_row = block_x() * TILE_ROWS, first_column = block_y() * TILE_OUTPUTS;
+        const uint32_t thread = thread_index(), warp = thread / WARP, row = thread / 2, part = thread % 2;
+        const uint32_t own_row = warp / 4 * 64, own_column = warp % 4 * 32;
+        float sums[4][4][4] = {};
+        Weights next;
+        load(p, first_column + row, part * 32, next);
+        dependency_wait();
+        copy_x(p, x, first_row, 0);
+        store(next, w, row, part);
+        load(p, first_column + row, TILE_DEPTH + part * 32, next);
+        for (uint32_t k = 0; k < p.depth; k += TILE_DEPTH) {
+            const uint32_t now = k / TILE_DEPTH % 2, then = 1 - now;
+            copy_wait<0>();
+            block_barrier();
+            const bool is_last = k + TILE_DEPTH >= p.depth;
+            if (!is_last) copy_x(p, x + then * PIECES, first_row, k + TILE_DEPTH);
+            multiply(sums, x + now * PIECES, w + now * PIECES, own_row, own_column);
+            if (!is_last) store(next, w + then * PIECES, row, part);
+            load(p, first_column + row, k + 2 * TILE_DEPTH + part * 32, next);
+        }
+        dependency_release();
+        finish(p, sums, first_row + own_row, first_column + own_column);
+    }
+};
+
+#define LINEAR_TILE(FORMAT, F) \
+    GALERNE_KERNEL(linear_tile_##FORMAT, LinearTileParams, 256, 1) { TileKernel<F>::run(p); }
+
+LINEAR_TILE(f32, W_F32)
+LINEAR_TILE(f16, W_F16)
+LINEAR_TILE(bf16, W_BF16)
+LINEAR_TILE(codes4, W_CODES4)
+LINEAR_TILE(codes4_min, W_CODES4_MIN)
+LINEAR_TILE(codes4_super, W_CODES4_SUPER)
+LINEAR_TILE(codes8, W_CODES8)
+LINEAR_TILE(codes8_min, W_CODES8_MIN)
+LINEAR_TILE(codes8_super, W_CODES8_SUPER)
+LINEAR_TILE(codes8_pair, W_CODES8_PAIR)
+LINEAR_TILE(fp8, W_FP8)
+LINEAR_TILE(nvfp4, W_NVFP4)
+LINEAR_TILE(int4, W_INT4)
