@@ -16,8 +16,7 @@ struct AttentionParams {
     KvLayer kv;
     const uint32_t* plan;
     const uint32_t* block_table;  // [sequences][blocks_stride]
-    float* partial;               // [partial rows][kv_heads][head_width]
-    float* log_sums;              // [partial rows][kv_heads], base 2
+    float* partial;               // [partial rows][kv_heads][partial_stride]: a result, then the logarithm (base 2) of its sum
     uint32_t blocks_stride;
     uint32_t slots_at;  // where in the plan the slots of this kernel's items begin
     uint32_t group;
@@ -61,6 +60,9 @@ DEVICE AttentionRow attention_row(const AttentionParams& p, const AttentionItem&
     row.partial = static_cast<size_t>(item.partial + index) * p.kv.kv_heads + kv_head;
     return row;
 }
+
+// Numbers from one partial result to the next: so many that each begins at a multiple of 16 bytes.
+DEVICE uint32_t partial_stride(const AttentionParams& p) { return p.kv.head_width / 4 * 4 + 4; }
 
 // Bytes from the pool's start to a block, and the key's place in it.
 struct KeyPlace {

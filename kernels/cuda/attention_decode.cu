@@ -79,8 +79,8 @@ DEVICE void join_results(const AttentionParams& p, const AttentionItem& item, co
         }
         const AttentionRow row = attention_row(p, item, block_y(), index);
         const bool is_whole = item.partial == WHOLE;
-        float* out = is_whole ? p.out.at + row.row * p.out.stride + row.column : p.partial + row.partial * p.kv.head_width;
-        if (!is_whole && lane == 0) p.log_sums[row.partial] = sum > 0.0f ? largest + log2f(sum) : -INFINITY;
+        float* out = is_whole ? p.out.at + row.row * p.out.stride + row.column : p.partial + row.partial * partial_stride(p);
+        if (!is_whole && lane == 0) out[p.kv.head_width] = sum > 0.0f ? largest + log2f(sum) : -INFINITY;
         const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
         for (uint32_t c = lane; c < p.kv.head_width; c += WARP) {
             const float* at = room + 2 * TILE_ROWS + index * WarpResult<WIDTH>::STRIDE + c;

@@ -83,8 +83,8 @@ DEVICE void exact_row(const AttentionParams& p, const AttentionItem& item, const
     float* out = p.out.at + row.row * p.out.stride + row.column;
     const bool is_whole = item.partial == WHOLE;
     if (!is_whole) {
-        out = p.partial + row.partial * width;
-        if (lane == 0) p.log_sums[row.partial] = state.sum > 0.0f ? (state.largest + logf(state.sum)) * LOG2_E : -INFINITY;
+        out = p.partial + row.partial * partial_stride(p);
+        if (lane == 0) out[width] = state.sum > 0.0f ? (state.largest + logf(state.sum)) * LOG2_E : -INFINITY;
     }
     const float factor = state.sum > 0.0f ? 1.0f / state.sum : 0.0f;
     for (uint32_t c = lane; c < width; c += WARP) out[c] = room.out[c] * factor;

@@ -378,9 +378,9 @@ DEVICE void store_result(const AttentionParams& p, const AttentionItem& item, ui
         bool is_there;
         const AttentionRow row = tile_row(p, item, first, r, is_there);
         if (!is_there) continue;
-        float* out = is_whole ? p.out.at + row.row * p.out.stride + row.column : p.partial + row.partial * width;
+        float* out = is_whole ? p.out.at + row.row * p.out.stride + row.column : p.partial + row.partial * partial_stride(p);
         if (!is_whole && thread_index() % 4 == 0)
-            p.log_sums[row.partial] = sum > 0.0f ? state.largest[r] + log2f(sum) : -INFINITY;
+            out[width] = sum > 0.0f ? state.largest[r] + log2f(sum) : -INFINITY;
         const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
 #pragma unroll
         for (uint32_t tile = 0; tile < WIDTH / 8; tile++) {

@@ -43,6 +43,8 @@ struct Case {
     /// Columns before q in its buffer.
     margin: u32,
     step: Step,
+    /// Tokens with which all sequences begin; whole blocks.
+    common: usize,
 }
 
 fn layer(heads: u32, kv_heads: u32, head_width: u32) -> AttentionLayer {
@@ -67,6 +69,7 @@ fn case(layer: AttentionLayer, element: KvElement, sequences: &[(usize, usize)])
         multiprocessors: 4,
         margin: 0,
         step: Step::Mixed,
+        common: 0,
     }
 }
 
@@ -163,10 +166,14 @@ fn world(case: &Case, seed: u64) -> World {
         order.swap(i, numbers.below(i as u32 + 1) as usize);
     }
     let mut first_token = 0;
+    let (mut common_blocks, mut common) = (vec![], vec![]);
     for (index, &(before, tokens)) in case.sequences.iter().enumerate() {
-        let own: Vec<u32> = order.split_off(order.len() - lengths[index].div_ceil(block_tokens));
+        let fresh = lengths[index].div_ceil(block_tokens) - common_blocks.len();
+        let own = [common_blocks.clone(), order.split_off(order.len() - fresh)].concat();
         world.table[index * blocks_stride..][..own.len()].copy_from_slice(&own);
-        let kv = append(&mut world, case, &own, lengths[index], numbers);
+        let kv = append(&mut world, case, &own, lengths[index], &common, numbers);
+        common_blocks = own[..case.common / block_tokens].to_vec();
+        common = kv[..case.common].to_vec();
         attend(&mut world, case, &kv, before, tokens, numbers);
         world.slices.push(SequenceSlice {
             first_token,
@@ -179,12 +186,13 @@ fn world(case: &Case, seed: u64) -> World {
     world
 }
 
-/// Fills a sequence's blocks; what its keys and values are, by position and KV head.
+/// Fills a sequence's blocks behind the tokens that are there; what its keys and values are, by position and KV head.
 fn append(
     world: &mut World,
     case: &Case,
     own: &[u32],
     length: usize,
+    common: &[Vec<[Vec<f64>; 2]>],
     numbers: &mut Numbers,
 ) -> Vec<Vec<[Vec<f64>; 2]>> {
     let (heads, width) = (case.layer.kv_heads as usize, case.layer.head_width as usize);
@@ -210,7 +218,8 @@ fn append(
         };
         (0..heads).map(head).collect()
     };
-    (0..length).map(position).collect()
+    let rest = (common.len()..length).map(position);
+    common.iter().cloned().chain(rest).collect()
 }
 
 fn attend(
@@ -264,6 +273,8 @@ fn attend(
 struct Ran {
     kernels: Vec<&'static str>,
     joined: usize,
+    /// Tiles of which others have the beginning.
+    shared: usize,
 }
 
 /// Runs the case and checks every number.
@@ -272,7 +283,10 @@ fn check(case: &Case, seed: u64, tolerance: f64) -> Ran {
     let shim = Shim::new(seed);
     let tokens: usize = case.sequences.iter().map(|s| s.1).sum();
     let rows = tokens + case.padding;
-    let shape = PlanShape::new(&case.layer, case.multiprocessors);
+    let mut shape = PlanShape::new(&case.layer, case.multiprocessors);
+    if case.common > 0 {
+        shape = shape.with_shared_blocks(case.block_tokens as u32);
+    }
     let (mut plan_of_host, mut words) = (Plan::default(), vec![]);
     shape.plan(&world.slices, rows, &mut plan_of_host);
     plan_of_host.encode(&mut words);
@@ -312,6 +326,11 @@ fn check(case: &Case, seed: u64, tolerance: f64) -> Ran {
     compare(case, &world, &out.read(), tolerance);
     Ran {
         kernels: launches.iter().map(|launch: &Launch| launch.kernel).collect(),
+        shared: plan_of_host
+            .merges
+            .iter()
+            .filter(|merge| merge.shared_parts > 0)
+            .count(),
         joined: plan_of_host.merges.iter().filter(|merge| merge.parts > 0).count(),
     }
 }
@@ -452,6 +471,26 @@ fn blocks_may_have_any_number_of_tokens() {
             check(&case, seed as u64 + 200, tolerance(element));
         }
     }
+}
+
+#[test]
+fn a_common_beginning_is_attended_to_together() {
+    let sequences = [(600, 1), (610, 1), (704, 1), (592, 1), (900, 1), (5, 3)];
+    for (seed, element) in [KvElement::F32, KvElement::Bf16, KvElement::Int8]
+        .into_iter()
+        .enumerate()
+    {
+        for multiprocessors in [1, 9] {
+            let mut case = case(layer(8, 2, 64), element, &sequences[..5]);
+            case.common = 592;
+            case.multiprocessors = multiprocessors;
+            assert_eq!(check(&case, seed as u64, tolerance(element)).shared, 4);
+        }
+    }
+    let mut mixed = case(layer(3, 1, 5), KvElement::F32, &sequences);
+    mixed.sequences[5] = (600, 3);
+    mixed.common = 320;
+    assert_eq!(check(&mixed, 7, tolerance(KvElement::F32)).shared, 5);
 }
 
 #[test]

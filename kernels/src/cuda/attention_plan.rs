@@ -6,9 +6,14 @@
 //! gets an equal run of all tiles' units, so that nobody waits for a longest block, and one captured launch serves
 //! every step. A tile whose units fall to several slots leaves partial results that `attention_merge` joins.
 //!
+//! Sequences that follow each other, decode, and begin with the same blocks can share a tile for these: their rows lie together,
+//! and every row sees all of the shared keys. What follows is each one's own tile, joined with the shared one.
+//!
 //! On the device a plan is a list of u32 words:
 //! `[merges, first merge's word, 0, 0]`, `[slots + 1]` words where each slot's small items begin, the same for large ones, then
 //! items ([`Item`], 8 words each) and merges ([`Merge`], 8 words each).
+
+use std::ops::Range;
 
 use crate::device::SequenceSlice;
 use crate::program::AttentionLayer;
@@ -23,6 +28,8 @@ const LARGE_ROWS: [u32; 2] = [64, 128];
 const ITEM_UNITS: u32 = 1;
 /// Less than this is not worth a slot of its own.
 const SLOT_UNITS_MIN: u32 = 2 + ITEM_UNITS;
+/// Fewer shared keys are not worth a tile.
+const SHARED_KEYS_MIN: u32 = 4 * UNIT_KEYS;
 /// Blocks that a multiprocessor holds at once, of heads up to 128 and wider.
 const BLOCKS_PER_MULTIPROCESSOR: [u32; 2] = [2, 1];
 /// [`Item::partial`] of an item that has all of its tile's keys.
@@ -49,6 +56,8 @@ pub struct PlanShape {
     pub large_rows: u32,
     /// Blocks per KV head that run at once, of small tiles and of large ones.
     pub slots: [u32; 2],
+    /// Tokens of a KV block if sequences may share tiles for the blocks they have in common.
+    pub shared_block_tokens: Option<u32>,
 }
 
 /// How much memory the plans of a shape need at most.
@@ -94,6 +103,12 @@ pub struct Merge {
     pub partial: u32,
     /// Parts.
     pub parts: u32,
+    /// The tile's first row in the first part of a shared tile,
+    pub shared: u32,
+    /// rows from there to the next part,
+    pub shared_rows: u32,
+    /// and how many parts there are.
+    pub shared_parts: u32,
 }
 
 /// The plan of one step.
@@ -121,6 +136,18 @@ pub struct SlotItems {
 struct Tile {
     whole: Item,
     units: u32,
+    role: Role,
+}
+
+/// Whether a tile has all of its rows' keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It has.
+    Alone,
+    /// It has those that several sequences share.
+    Shared,
+    /// It has what follows the keys of the shared tile before it, in which its first row is this one.
+    Rest(u32),
 }
 
 impl PlanShape {
@@ -137,6 +164,17 @@ impl PlanShape {
             sliding_window: layer.sliding_window,
             large_rows: LARGE_ROWS[0],
             slots: [slots, slots],
+            shared_block_tokens: None,
+        }
+    }
+
+    /// The same with shared tiles, where the layer's rows see all of their sequence and more than one's fit a tile.
+    #[must_use]
+    pub fn with_shared_blocks(self, block_tokens: u32) -> Self {
+        let can = self.sliding_window.is_none() && 2 * self.group <= SMALL_ROWS;
+        Self {
+            shared_block_tokens: can.then_some(block_tokens),
+            ..self
         }
     }
 
@@ -168,17 +206,30 @@ impl PlanShape {
         let [small, large] = self.slots.map(|slots| slots as usize);
         // Each end of a slot cuts one tile in two.
         let cuts = small + large - 2;
-        let tiles = sequences_max + step_tokens_max * self.group as usize / self.large_rows as usize;
+        let shared = self.shared_block_tokens.map_or(0, |_| sequences_max);
+        let tiles =
+            sequences_max + shared / 2 + step_tokens_max * self.group as usize / self.large_rows as usize;
         PlanCapacity {
-            words: HEADER_WORDS + small + large + 2 + ITEM_WORDS * (tiles + cuts) + MERGE_WORDS * (cuts + 1),
-            partial_floats: self.partial_rows_max() * self.kv_heads as usize * (self.head_width as usize + 1),
+            words: HEADER_WORDS
+                + small
+                + large
+                + 2
+                + ITEM_WORDS * (tiles + cuts)
+                + MERGE_WORDS * (cuts + shared + 1),
+            partial_floats: self.partial_rows_max(sequences_max)
+                * self.kv_heads as usize
+                * (self.head_width as usize / 4 * 4 + 4),
         }
     }
 
     /// Rows of partial results at most, for each KV head.
-    #[must_use]
-    pub const fn partial_rows_max(&self) -> usize {
-        2 * ((self.slots[0] - 1) * SMALL_ROWS + (self.slots[1] - 1) * self.large_rows) as usize
+    fn partial_rows_max(&self, sequences_max: usize) -> usize {
+        let cut = 2 * ((self.slots[0] - 1) * SMALL_ROWS + (self.slots[1] - 1) * self.large_rows) as usize;
+        // A sequence's rows in the shared tile and in its own.
+        let shared = self
+            .shared_block_tokens
+            .map_or(0, |_| 2 * sequences_max * self.group as usize);
+        cut + shared
     }
 
     /// Plans a step whose buffers have `rows` rows, of which those past the sequences' tokens are padding.
@@ -197,6 +248,11 @@ impl PlanShape {
                 .filter(|(_, slice)| is_small(slice) == small)
                 .flat_map(|(index, slice)| self.tiles(index as u32, slice, tile_rows))
                 .collect();
+            let tiles = if small {
+                self.shared(tiles, sequences)
+            } else {
+                tiles
+            };
             share(&tiles, slots, &mut partial, list, &mut plan.merges);
         }
         let tokens = sequences.last().map_or(0, |last| last.first_token + last.tokens);
@@ -238,8 +294,74 @@ impl PlanShape {
                     partial: WHOLE,
                 },
                 units: (key_end - key_begin).div_ceil(UNIT_KEYS),
+                role: Role::Alone,
             }
         })
+    }
+
+    /// Puts shared tiles before those of the sequences that share them.
+    fn shared(&self, tiles: Vec<Tile>, sequences: &[SequenceSlice]) -> Vec<Tile> {
+        let Some(block_tokens) = self.shared_block_tokens else {
+            return tiles;
+        };
+        let mut result = Vec::with_capacity(tiles.len() * 3 / 2);
+        let mut rest = &tiles[..];
+        while let Some(first) = rest.first() {
+            let (count, keys) = self.sharers(rest, sequences, block_tokens);
+            let (sharers, others) = rest.split_at(count);
+            rest = others;
+            if count == 1 {
+                result.push(*first);
+                continue;
+            }
+            let whole = Item {
+                // Past all of its keys: every row sees them.
+                position: keys,
+                rows: count as u32 * self.group,
+                key_begin: 0,
+                key_end: keys,
+                ..first.whole
+            };
+            result.push(Tile {
+                whole,
+                units: keys / UNIT_KEYS,
+                role: Role::Shared,
+            });
+            result.extend(sharers.iter().zip(0..).map(|(tile, sharer)| Tile {
+                whole: Item {
+                    key_begin: keys,
+                    ..tile.whole
+                },
+                units: tile.units - keys / UNIT_KEYS,
+                role: Role::Rest(sharer * self.group),
+            }));
+        }
+        result
+    }
+
+    /// How many of the first tiles share how many keys such that the most are saved; one if it is not worth it.
+    fn sharers(&self, tiles: &[Tile], sequences: &[SequenceSlice], block_tokens: u32) -> (usize, u32) {
+        let slice = |tile: &Tile| &sequences[tile.whole.sequence as usize];
+        let first = slice(&tiles[0]);
+        let mut best = (1, 0);
+        let mut keys = first.position;
+        for (index, tile) in tiles.iter().enumerate().take((SMALL_ROWS / self.group) as usize) {
+            let other = slice(tile);
+            let follows = tile.whole.sequence == tiles[0].whole.sequence + index as u32;
+            if !follows || other.tokens != 1 {
+                break;
+            }
+            let pairs = first.blocks.iter().zip(&other.blocks);
+            let same = pairs.take_while(|(a, b)| a == b).count() as u32;
+            keys = keys.min(same * block_tokens).min(other.position) / UNIT_KEYS * UNIT_KEYS;
+            if keys < SHARED_KEYS_MIN {
+                break;
+            }
+            if index as u64 * u64::from(keys) > (best.0 as u64 - 1) * u64::from(best.1) {
+                best = (index + 1, keys);
+            }
+        }
+        best
     }
 }
 
@@ -253,6 +375,7 @@ fn share(tiles: &[Tile], slots: u32, partial: &mut u32, list: &mut SlotItems, me
     list.begins.clear();
     let mut left: u64 = tiles.iter().map(|t| u64::from(t.units + ITEM_UNITS)).sum();
     let (mut tile, mut done) = (0, 0);
+    let mut shared = Merge::default();
     for slot in 0..slots {
         list.begins.push(list.items.len() as u32);
         let is_last = slot + 1 == slots;
@@ -261,14 +384,20 @@ fn share(tiles: &[Tile], slots: u32, partial: &mut u32, list: &mut SlotItems, me
             .max(u64::from(SLOT_UNITS_MIN)) as u32;
         let slack = share / 8;
         let mut room = share;
-        while let Some(&Tile { whole, units }) = tiles.get(tile) {
+        while let Some(&Tile { units, .. }) = tiles.get(tile) {
             let rest = units - done;
             let fits = is_last || rest + ITEM_UNITS <= room + slack;
             if !is_last && room == 0 || !fits && room <= slack + ITEM_UNITS {
                 break;
             }
             let taken = if fits { rest } else { room - ITEM_UNITS };
-            list.items.push(part(whole, done, taken, fits, partial, merges));
+            list.items.push(part(
+                &tiles[tile],
+                done..done + taken,
+                partial,
+                &mut shared,
+                merges,
+            ));
             left = left.saturating_sub(u64::from(taken) + u64::from(if fits { ITEM_UNITS } else { 0 }));
             room = room.saturating_sub(taken + ITEM_UNITS);
             (tile, done) = if fits { (tile + 1, 0) } else { (tile, done + taken) };
@@ -277,32 +406,47 @@ fn share(tiles: &[Tile], slots: u32, partial: &mut u32, list: &mut SlotItems, me
     list.begins.push(list.items.len() as u32);
 }
 
-/// `taken` units of a tile of which `done` are given away; the last part if `ends`.
-fn part(whole: Item, done: u32, taken: u32, ends: bool, partial: &mut u32, merges: &mut Vec<Merge>) -> Item {
-    if done == 0 && ends {
+/// Some units of a tile. `shared` is where the parts of the last shared tile are.
+fn part(
+    tile: &Tile,
+    units: Range<u32>,
+    partial: &mut u32,
+    shared: &mut Merge,
+    merges: &mut Vec<Merge>,
+) -> Item {
+    let whole = tile.whole;
+    if tile.role == Role::Alone && units == (0..tile.units) {
         return whole;
     }
-    let key_begin = whole.key_begin + done * UNIT_KEYS;
-    let item = Item {
-        key_begin,
-        key_end: whole.key_end.min(key_begin + taken * UNIT_KEYS),
+    let own = Merge {
+        first_row: whole.first_row,
+        packed: whole.packed,
+        rows: whole.rows,
         partial: *partial,
-        ..whole
+        ..Merge::default()
     };
-    if done == 0 {
-        merges.push(Merge {
-            first_row: whole.first_row,
-            packed: whole.packed,
-            rows: whole.rows,
-            partial: *partial,
-            parts: 0,
-        });
+    match tile.role {
+        _ if units.start > 0 => {}
+        Role::Alone => merges.push(own),
+        Role::Shared => *shared = own,
+        Role::Rest(row) => merges.push(Merge {
+            shared: shared.partial + row,
+            shared_rows: shared.rows,
+            shared_parts: shared.parts,
+            ..own
+        }),
     }
-    if let Some(merge) = merges.last_mut() {
-        merge.parts += 1;
+    match merges.last_mut() {
+        Some(merge) if tile.role != Role::Shared => merge.parts += 1,
+        _ => shared.parts += 1,
     }
     *partial += whole.rows;
-    item
+    Item {
+        key_begin: whole.key_begin + units.start * UNIT_KEYS,
+        key_end: whole.key_end.min(whole.key_begin + units.end * UNIT_KEYS),
+        partial: own.partial,
+        ..whole
+    }
 }
 
 impl Plan {
@@ -326,7 +470,7 @@ impl Plan {
         }
         for merge in &self.merges {
             words.extend([merge.first_row, merge.packed, merge.rows, merge.partial]);
-            words.extend([merge.parts, 0, 0, 0]);
+            words.extend([merge.parts, merge.shared, merge.shared_rows, merge.shared_parts]);
         }
         debug_assert_eq!(words.len() - start, merges + MERGE_WORDS * self.merges.len());
     }
@@ -339,179 +483,4 @@ impl Plan {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn slices(lengths: &[(u32, usize)]) -> Vec<SequenceSlice> {
-        let mut first_token = 0;
-        let slice = |&(position, tokens): &(u32, usize)| {
-            first_token += tokens;
-            SequenceSlice {
-                first_token: first_token - tokens,
-                tokens,
-                position,
-                blocks: vec![],
-            }
-        };
-        lengths.iter().map(slice).collect()
-    }
-
-    fn shape(group: u32, causal: bool, sliding_window: Option<u32>, slots: u32) -> PlanShape {
-        PlanShape {
-            group,
-            kv_heads: 2,
-            head_width: 64,
-            causal,
-            sliding_window,
-            large_rows: LARGE_ROWS[slots as usize % 2],
-            slots: [slots, slots.div_ceil(2)],
-        }
-    }
-
-    /// Every packed row's keys by item, checked to be whole, in order and within bounds.
-    fn check(shape: PlanShape, sequences: &[SequenceSlice], rows: usize) -> Plan {
-        let mut plan = Plan::default();
-        shape.plan(sequences, rows, &mut plan);
-        let tokens: usize = sequences.iter().map(|s| s.tokens).sum();
-        let mut words = vec![7];
-        plan.encode(&mut words);
-        let capacity = shape.capacity(tokens, sequences.len());
-        assert!(
-            words.len() - 1 <= capacity.words,
-            "{} words, {capacity:?}",
-            words.len() - 1
-        );
-        let mut partial_used = vec![false; shape.partial_rows_max()];
-        for (list, tile_rows, slots) in [
-            (&plan.small, SMALL_ROWS, shape.slots[0]),
-            (&plan.large, shape.large_rows, shape.slots[1]),
-        ] {
-            let slots = slots as usize;
-            assert_eq!(list.begins.len(), slots + 1);
-            assert!(list.begins.is_sorted() && list.begins[slots] as usize == list.items.len());
-            for item in &list.items {
-                assert!(
-                    item.rows > 0 && item.rows <= tile_rows && item.key_begin < item.key_end,
-                    "{item:?}"
-                );
-                assert_eq!(item.key_begin % UNIT_KEYS, 0);
-                if item.partial != WHOLE {
-                    let used = &mut partial_used[item.partial as usize..][..item.rows as usize];
-                    assert!(
-                        used.iter().all(|used| !used),
-                        "{item:?} overlaps another's partial result"
-                    );
-                    used.fill(true);
-                }
-            }
-        }
-        for (index, slice) in sequences.iter().enumerate() {
-            check_sequence(shape, &plan, index as u32, slice);
-        }
-        let merged: u32 = plan.merges.iter().map(|m| m.parts * m.rows).sum();
-        assert_eq!(merged as usize, partial_used.iter().filter(|used| **used).count());
-        plan
-    }
-
-    fn check_sequence(shape: PlanShape, plan: &Plan, index: u32, slice: &SequenceSlice) {
-        for row in 0..slice.tokens as u32 * shape.group {
-            let at = slice.position + row / shape.group;
-            let end = if shape.causal {
-                at + 1
-            } else {
-                slice.position + slice.tokens as u32
-            };
-            let begin = shape.sliding_window.map_or(0, |w| (at + 1).saturating_sub(w));
-            let items = plan.small.items.iter().chain(&plan.large.items);
-            let mine = items.filter(|i| i.sequence == index && (i.packed..i.packed + i.rows).contains(&row));
-            let mut reached = None;
-            let mut parts = vec![];
-            for item in mine {
-                assert_eq!(
-                    (item.first_row as usize, item.position),
-                    (slice.first_token, slice.position)
-                );
-                assert!(
-                    reached.is_none_or(|end| end == item.key_begin),
-                    "row {row}: a gap before {item:?}"
-                );
-                assert!(reached.is_some() || item.key_begin <= begin);
-                reached = Some(item.key_end);
-                parts.push(item.partial);
-            }
-            assert!(
-                reached.is_some_and(|reached| reached >= end),
-                "row {row} misses keys: {reached:?} < {end}"
-            );
-            if parts != [WHOLE] {
-                let holds = |m: &&Merge| {
-                    m.first_row as usize == slice.first_token && (m.packed..m.packed + m.rows).contains(&row)
-                };
-                let merge: Vec<_> = plan.merges.iter().filter(holds).collect();
-                assert_eq!(merge.len(), 1, "row {row}");
-                let expected: Vec<u32> = (0..merge[0].parts)
-                    .map(|p| merge[0].partial + p * merge[0].rows)
-                    .collect();
-                assert_eq!(parts, expected);
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn every_row_sees_its_keys_once(
-            lengths in prop::collection::vec((prop_oneof![0..40u32, 0..3_000u32], prop_oneof![Just(1usize), 1..20usize, 1..200usize]), 0..12),
-            group in 1..20u32,
-            causal: bool,
-            window in prop::option::of(1..400u32),
-            slots in 1..40u32,
-            padding in 0..5usize,
-        ) {
-            let sequences = slices(&lengths);
-            let tokens: usize = lengths.iter().map(|l| l.1).sum();
-            let plan = check(shape(group, causal, window, slots), &sequences, tokens + padding);
-            let zeroed: u32 = plan.merges.iter().filter(|m| m.parts == 0).map(|m| m.rows).sum();
-            prop_assert_eq!(zeroed, padding as u32 * group);
-        }
-    }
-
-    fn loads(list: &SlotItems) -> Vec<u32> {
-        let units = |item: &Item| (item.key_end - item.key_begin).div_ceil(UNIT_KEYS) + ITEM_UNITS;
-        let slot = |w: &[u32]| list.items[w[0] as usize..w[1] as usize].iter().map(units).sum();
-        list.begins.windows(2).map(slot).collect()
-    }
-
-    #[test]
-    fn a_long_sequence_is_spread_over_all_slots() {
-        let plan = check(shape(4, true, None, 33), &slices(&[(32_767, 1)]), 1);
-        let loads = loads(&plan.small);
-        assert_eq!(plan.merges.len(), 1);
-        assert!(loads.iter().all(|&load| (10..=18).contains(&load)), "{loads:?}");
-    }
-
-    #[test]
-    fn slots_are_evenly_loaded() {
-        for count in [30, 33, 40, 64, 65, 200] {
-            let lengths: Vec<_> = (0..count).map(|i| (1_000 + 97 * (i % 31), 1)).collect();
-            let loads = loads(&check(shape(4, true, None, 33), &slices(&lengths), count as usize).small);
-            let (most, all) = (loads.iter().max().unwrap(), loads.iter().sum::<u32>());
-            assert!(
-                f64::from(*most) <= 1.2 * f64::from(all) / 33.0 + 1.0,
-                "{count}: {loads:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn short_contexts_are_not_cut() {
-        let plan = check(
-            shape(4, true, None, 33),
-            &slices(&[(100, 1), (20, 1), (127, 1)]),
-            4,
-        );
-        assert_eq!(plan.small.items.len(), 3);
-        assert_eq!(plan.merges.len(), 1, "only padding");
-    }
-}
+mod tests;

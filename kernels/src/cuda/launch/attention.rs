@@ -20,7 +20,6 @@ pub struct AttentionParams {
     plan: DevicePtr,
     block_table: DevicePtr,
     partial: DevicePtr,
-    log_sums: DevicePtr,
     blocks_stride: u32,
     slots_at: u32,
     group: u32,
@@ -64,7 +63,6 @@ pub fn attention(
     tables: Tables,
     step: Step,
 ) -> Vec<Launch> {
-    let partial_numbers = shape.partial_rows_max() * (shape.kv_heads * shape.head_width) as usize;
     let params = AttentionParams {
         q,
         out,
@@ -72,7 +70,6 @@ pub fn attention(
         plan: tables.plan,
         block_table: tables.blocks,
         partial: tables.partial,
-        log_sums: tables.partial.offset(4 * partial_numbers),
         blocks_stride: tables.blocks_stride,
         slots_at: 0,
         group: shape.group,
