@@ -16,6 +16,7 @@ mod plan;
 pub mod sampler;
 mod step;
 pub mod tables;
+pub mod timing;
 pub mod weights;
 
 pub use device::CudaDevice;
