@@ -1,8 +1,11 @@
 //! The CUDA kernels in the binary.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
+use galerne_kernels::cuda::CudaDevice;
 use galerne_kernels::cuda::image::{Arch, Image};
-use galerne_kernels::cuda::native::{Found, Module};
+use galerne_kernels::cuda::native::{self, Found, Module, NativeDriver, Overlap};
 
 /// The archive that `cargo xtask kernels` wrote before this binary was built.
 pub const EMBEDDED: Option<&[u8]> = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -18,11 +21,11 @@ pub fn image() -> Result<Image> {
     Ok(Image::open(archive)?)
 }
 
-/// What this GPU can run of it.
+/// What this GPU can run of the archive.
 ///
 /// # Errors
 /// This build carries no kernels, or none for such a GPU.
-pub fn modules(gpu: &Found) -> Result<Vec<Module>> {
+fn modules(gpu: &Found) -> Result<Vec<Module>> {
     let image = image()?;
     let arch = Arch::of_capability(gpu.capability).with_context(|| {
         let (major, minor) = gpu.capability;
@@ -38,6 +41,29 @@ pub fn modules(gpu: &Found) -> Result<Vec<Module>> {
         })
     };
     image.modules(arch).map(module).collect()
+}
+
+/// Takes the GPU of this number, with the kernels that this binary carries for it.
+///
+/// # Errors
+/// There is no GPU, this build has no kernels for it, or the driver fails.
+pub fn driver(ordinal: usize) -> Result<NativeDriver> {
+    let gpus = native::find()?;
+    let gpu = gpus.get(ordinal).with_context(|| {
+        format!(
+            "GPU {ordinal}: expected a number below {}, the GPUs of this machine",
+            gpus.len()
+        )
+    })?;
+    Ok(NativeDriver::open(ordinal, &modules(gpu)?, Overlap::None)?)
+}
+
+/// The same as a device for models.
+///
+/// # Errors
+/// As [`driver`].
+pub fn open(ordinal: usize) -> Result<CudaDevice> {
+    Ok(CudaDevice::new(Arc::new(driver(ordinal)?))?)
 }
 
 #[cfg(test)]

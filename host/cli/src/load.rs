@@ -16,8 +16,6 @@ use galerne_engine::handle::{self, EngineHandle, EngineOptions};
 use galerne_engine::lowering::lower;
 use galerne_kernels::cpu::trim_heap;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
-use galerne_kernels::cuda::CudaDevice;
-use galerne_kernels::cuda::native::{self, NativeDriver, Overlap};
 use galerne_kernels::device::{Device, KvSpec, LoadOptions, LoadedProgram, MemoryUse};
 use galerne_kernels::program::Program;
 use galerne_plugin::{Grammars, PluginHost};
@@ -74,24 +72,15 @@ pub fn device(args: &DeviceArgs) -> Result<ChosenDevice> {
     match args.device {
         DeviceChoice::Cpu => chosen(Box::new(cpu(args)?), None),
         DeviceChoice::Cuda(ordinal) => {
-            let device = gpu(ordinal).context("--device cuda; with --device cpu the CPU is used")?;
+            let device =
+                kernels::open(ordinal).context("--device cuda; with --device cpu the CPU is used")?;
             chosen(Box::new(device), None)
         }
-        DeviceChoice::Auto => match gpu(0) {
+        DeviceChoice::Auto => match kernels::open(0) {
             Ok(device) => chosen(Box::new(device), None),
             Err(error) => chosen(Box::new(cpu(args)?), Some(crate::report(&error))),
         },
     }
-}
-
-/// The GPU of this number, with the kernels that are in this binary.
-fn gpu(ordinal: usize) -> Result<CudaDevice> {
-    let gpus = native::find()?;
-    let found = gpus
-        .get(ordinal)
-        .with_context(|| format!("expected a GPU below {}, got {ordinal}", gpus.len()))?;
-    let driver = NativeDriver::open(ordinal, &kernels::modules(found)?, Overlap::None)?;
-    Ok(CudaDevice::new(Arc::new(driver))?)
 }
 
 /// The CPU with these options.

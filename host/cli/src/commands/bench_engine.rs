@@ -153,7 +153,8 @@ pub(super) fn run(data: &DataArgs, args: &EngineBenchArgs) -> Result<()> {
         );
     }
     let runs = Runs {
-        model: &model,
+        engine: &model.engine,
+        grammars: Some(&*model.grammars),
         context: args.context,
     };
     let mut bench = Bench {

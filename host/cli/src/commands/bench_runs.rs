@@ -4,17 +4,18 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use galerne_core::grammar::{GrammarSession, GrammarSource};
+use galerne_core::grammar::{GrammarFactory, GrammarSession, GrammarSource};
 use galerne_core::guest::SamplerFactory;
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
 use galerne_core::sampling::SamplingPlan;
+use galerne_engine::handle::EngineHandle;
 use galerne_engine::request::{Event, EventSink, Request, Sampling};
-
-use crate::load::RunningModel;
 
 /// What runs have in common.
 pub(super) struct Runs<'a> {
-    pub(super) model: &'a RunningModel,
+    pub(super) engine: &'a EngineHandle,
+    /// Where there are runs under a grammar.
+    pub(super) grammars: Option<&'a dyn GrammarFactory>,
     /// Prompt tokens of each sequence of a decode run.
     pub(super) context: u32,
 }
@@ -50,14 +51,17 @@ impl Runs<'_> {
         let mut begins = Vec::new();
         for index in 0..sequences {
             let plan = Sampling::Plan(SamplingPlan::default());
-            let waker = self.model.engine.waker();
+            let waker = self.engine.waker();
             let decided = match way {
                 Way::Plain => (plan, None),
                 Way::Guest(factory) => {
-                    let session = factory.session("{}", self.model.engine.vocabulary(), 1, waker)?;
+                    let session = factory.session("{}", self.engine.vocabulary(), 1, waker)?;
                     (Sampling::Guest(session), None)
                 }
-                Way::Grammar(source) => (plan, Some(self.model.grammars.session(source, waker)?)),
+                Way::Grammar(source) => {
+                    let grammars = self.grammars.context("this model has no grammars")?;
+                    (plan, Some(grammars.session(source, waker)?))
+                }
             };
             begins.push(self.submit(index, self.context, tokens, decided, sender.clone())?);
         }
@@ -91,7 +95,7 @@ impl Runs<'_> {
         (sampling, grammar): (Sampling, Option<Box<dyn GrammarSession>>),
         sender: Sender<(usize, Arrival)>,
     ) -> Result<Instant> {
-        let vocabulary = self.model.engine.vocabulary();
+        let vocabulary = self.engine.vocabulary();
         // Any tokens do: speed does not depend on what they mean. Differing prompts keep the prefix cache out.
         let prompt = (0..prompt_tokens)
             .map(|at| TokenId((at.wrapping_mul(7_919) ^ index.wrapping_mul(104_729)) % vocabulary))
@@ -110,7 +114,7 @@ impl Runs<'_> {
             use_prefix_cache: false,
         };
         let begin = Instant::now();
-        self.model.engine.submit(
+        self.engine.submit(
             request,
             Box::new(Sink {
                 index: index as usize,

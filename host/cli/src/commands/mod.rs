@@ -11,6 +11,7 @@ mod connect;
 mod deploy;
 mod doctor;
 mod doctor_measure;
+mod gpu_check;
 mod model;
 mod plugin;
 mod plugin_test;
@@ -81,6 +82,9 @@ enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Check and measure the GPU of this machine; started by the kit that `cargo xtask gpu-kit` makes
+    #[command(hide = true)]
+    GpuCheck(gpu_check::GpuCheckArgs),
     /// Compile one component from standard input to standard output, confined; started by the host
     #[command(hide = true)]
     CompileGuest(worker::CompileGuestArgs),
@@ -113,6 +117,7 @@ impl Cli {
             Command::Watermark(args) => watermark::run(&self.data, &args),
             Command::Doctor(args) => doctor::run(&self.data, &args),
             Command::Bench(command) => bench::run(&self.data, command),
+            Command::GpuCheck(args) => gpu_check::run(&self.data, &args),
             Command::CompileGuest(args) => worker::compile_guest(&args),
             Command::Cell(args) => worker::cell(&args),
         }

@@ -1,0 +1,174 @@
+//! `galerne gpu-check`: what a machine with a GPU is asked once it is at hand, a section per process. `cargo xtask gpu-kit` packs
+//! this binary with the script that runs the sections, and `benches/gpu` has that script.
+
+mod conformance;
+mod decode;
+mod model;
+mod timings;
+mod tokens;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use galerne_core::dtype::DType;
+use galerne_kernels::cpu::{CpuDevice, CpuOptions};
+use galerne_kernels::device::Device;
+use serde::Serialize;
+
+use crate::config::{DataArgs, PrecisionArg};
+use crate::kernels;
+use model::Shape;
+
+/// Options of `galerne gpu-check`.
+#[derive(Debug, Args)]
+pub(super) struct GpuCheckArgs {
+    /// What is checked; the CPU stands in where there is no GPU, to try the check itself
+    #[arg(long, value_enum, default_value = "cuda", global = true)]
+    device: DeviceArg,
+    #[command(subcommand)]
+    section: Section,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DeviceArg {
+    Cuda,
+    Cpu,
+}
+
+#[derive(Debug, Subcommand)]
+enum Section {
+    /// What the device is
+    Info,
+    /// The conformance suite, a line per case
+    Conformance {
+        #[arg(long, value_enum)]
+        precision: PrecisionArg,
+    },
+    /// How long each kernel takes alone
+    Kernels {
+        /// Sizes that say nothing of speed
+        #[arg(long)]
+        quick: bool,
+    },
+    /// A model from a seed, token by token beside the CPU in f32
+    Tokens {
+        #[command(flatten)]
+        model: ModelArgs,
+        #[arg(long, value_enum)]
+        precision: PrecisionArg,
+        /// Tokens each sequence gets after its prompt
+        #[arg(long, default_value = "24")]
+        steps: usize,
+    },
+    /// How fast a model from a seed decodes, with a guest beside each sequence too
+    Decode {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Numbers of sequences decoded together
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
+        batch: Vec<u32>,
+        /// Tokens already in each sequence's KV blocks
+        #[arg(long, default_value = "2048")]
+        context: u32,
+        /// Steps of each measurement
+        #[arg(long, default_value = "32")]
+        steps: u32,
+    },
+}
+
+/// A model's shape and how its weights are stored.
+#[derive(Debug, Args)]
+struct ModelArgs {
+    #[arg(long, value_enum)]
+    shape: Shape,
+    /// As in a model's files, for example bf16, q8_0
+    #[arg(long, value_parser = dtype, default_value = "bf16")]
+    weights: DType,
+    /// Fewer layers than the shape has
+    #[arg(long)]
+    layers: Option<u32>,
+}
+
+fn dtype(name: &str) -> Result<DType> {
+    let named = serde_json::from_value(name.into());
+    named.with_context(|| format!("expected a dtype of weights, got \"{name}\""))
+}
+
+/// One line of what a section prints.
+#[derive(Debug, Default, Serialize)]
+struct Figure {
+    name: String,
+    /// Whether what had to hold holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passed: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<&'static str>,
+    /// Memory read and written, where that is the limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_per_s: Option<f64>,
+    /// Names of what others took for the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    peers: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+}
+
+impl Figure {
+    /// At once, since a section that hangs later is killed.
+    fn print(&self) -> Result<()> {
+        println!("{}", serde_json::to_string(self)?);
+        Ok(())
+    }
+}
+
+pub(super) fn run(data: &DataArgs, args: &GpuCheckArgs) -> Result<()> {
+    let device = || open(args.device);
+    match &args.section {
+        Section::Info => info(&*device()?),
+        Section::Kernels { quick } => timings::run(*quick),
+        Section::Conformance { precision } => conformance::run(&*device()?, (*precision).into()),
+        Section::Tokens {
+            model,
+            precision,
+            steps,
+        } => tokens::run(data, &*device()?, model, (*precision).into(), *steps),
+        Section::Decode {
+            model,
+            batch,
+            context,
+            steps,
+        } => {
+            let load = decode::Load {
+                batch,
+                context: *context,
+                steps: *steps,
+            };
+            decode::run(data, &*device()?, model, &load)
+        }
+    }
+}
+
+fn open(device: DeviceArg) -> Result<Box<dyn Device>> {
+    Ok(match device {
+        DeviceArg::Cpu => Box::new(cpu()?),
+        DeviceArg::Cuda => Box::new(kernels::open(0)?),
+    })
+}
+
+fn cpu() -> Result<CpuDevice> {
+    Ok(CpuDevice::new(CpuOptions::default())?)
+}
+
+fn info(device: &dyn Device) -> Result<()> {
+    let info = device.info();
+    Figure {
+        name: "device".to_owned(),
+        note: Some(format!(
+            "{} ({}), {} processors",
+            info.name, info.isa, info.threads
+        )),
+        ..Figure::default()
+    }
+    .print()
+}
