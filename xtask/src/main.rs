@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod deny;
+mod gpu_kit;
 mod guests;
 mod kernels;
 mod languages;
@@ -39,6 +40,8 @@ enum Command {
     Languages,
     /// Compile the CUDA kernels into the archive that the binary embeds
     Kernels(kernels::KernelsArgs),
+    /// Make target/gpu-kit, which checks and measures Galerne on a machine with a GPU
+    GpuKit,
     /// Check licences, advisories and sources of dependencies with cargo-deny
     Deny,
 }
@@ -60,6 +63,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Bench(command) => bench::run(command),
         Command::Guests => guests::build_all(),
         Command::Languages => languages::run(),
+        Command::GpuKit => gpu_kit::run(),
         Command::Kernels(args) => kernels::run(args),
         Command::Deny => deny::run(),
     }

@@ -1,0 +1,239 @@
+"""Checks and measures Galerne on this machine's GPU, beside torch and transformers if they are there.
+
+    python3 run.py [--minutes 8] [--only WORD] [--out FOLDER]
+
+Each section runs in a process of its own, with a limit of its own; one that fails, hangs or cannot start is recorded as such
+with what it said, and the next one begins. Prints a table last, and writes report.json and report.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import lzma
+import os
+import pathlib
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+# Of what a section says where it fails: the end says most.
+SAID_MAX = 2_000
+
+
+@dataclasses.dataclass
+class Section:
+    name: str
+    seconds: int
+    command: list
+    # Sections that need a program the machine may lack.
+    program: str = ""
+
+
+@dataclasses.dataclass
+class Outcome:
+    name: str
+    ended: str
+    seconds: float
+    figures: list
+    said: str
+
+
+def sections(galerne, device, quick):
+    """What matters most comes first: the last ones may find no time."""
+    small, large = ("tiny", "tiny") if quick else ("smollm2", "llama8b")
+    batch, context, steps = ("1,2", "64", "4") if quick else ("1,16,64", "2048", "32")
+    check = [galerne, "--data", str(pathlib.Path(tempfile.gettempdir()) / "galerne-gpu-kit"), "gpu-check", "--device", device]
+    decode = ["decode", "--shape", large, "--batch", batch, "--context", context, "--steps", steps]
+    tokens = ["tokens", "--shape", small, "--steps", "4" if quick else "24"]
+    torch_args = ["--quick"] if quick else []
+    python = sys.executable
+    sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
+    tiny = ["tokens", "--shape", "tiny", "--steps", "2", "--precision"]
+    return [
+        Section("info", 60, check + ["info"]),
+        Section("conformance f32", 90, check + ["conformance", "--precision", "f32"]),
+        Section("conformance auto", 90, check + ["conformance", "--precision", "auto"]),
+        Section("copy and torch's kernels", 90, [python, str(HERE / "torch_kernels.py"), *torch_args]),
+        Section("kernels", 90, check + ["kernels"] + (["--quick"] if quick else [])),
+        Section("tokens f32", 90, check + tokens + ["--precision", "f32", "--weights", "q8_0"]),
+        Section("tokens auto", 90, check + tokens + ["--precision", "auto", "--weights", "bf16"]),
+        Section("decode bf16", 120, check + decode + ["--weights", "bf16"]),
+        Section("decode 8 bits", 120, check + decode + ["--weights", "q8_0"]),
+        Section("memcheck f32", 60, sanitizer + ["memcheck", *check, *tiny, "f32"], "compute-sanitizer"),
+        Section("memcheck auto", 60, sanitizer + ["memcheck", *check, *tiny, "auto"], "compute-sanitizer"),
+        Section("racecheck auto", 60, sanitizer + ["racecheck", *check, *tiny, "auto"], "compute-sanitizer"),
+        Section("transformers", 180, [python, str(HERE / "torch_decode.py"), "--batch", batch, "--context", context,
+                                      "--steps", steps, *torch_args]),
+    ]
+
+
+def run(section, seconds):
+    begin = time.monotonic()
+    if section.program and shutil.which(section.program) is None:
+        return Outcome(section.name, "skipped", 0.0, [], f"{section.program} is not on this machine")
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            # A session of its own: what it started ends with it.
+            process = subprocess.Popen(section.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                       start_new_session=True)
+        except OSError as error:
+            return Outcome(section.name, "failed", 0.0, [], f"{section.command[0]}: {error}")
+        try:
+            code = process.wait(seconds)
+            ended = "ran" if code == 0 else "failed"
+            said = f"exit status {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            ended, said = "failed", f"not done after {seconds:.0f} s"
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        # A process that the driver holds may not end even so; nobody waits for it for long.
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            said += ", and it cannot be killed"
+        figures, others = read_figures(out)
+        err.seek(0)
+        if ended == "failed":
+            said = "\n".join(filter(None, [said, others, err.read().decode(errors="replace").strip()]))
+    return Outcome(section.name, ended, time.monotonic() - begin, figures, said[-SAID_MAX:])
+
+
+def read_figures(out):
+    """Lines of JSON objects with a name; and the lines that are none."""
+    out.seek(0)
+    figures, others = [], []
+    for line in out.read().decode(errors="replace").splitlines():
+        try:
+            figure = json.loads(line)
+            is_figure = isinstance(figure, dict) and isinstance(figure.get("name"), str)
+        except ValueError:
+            is_figure = False
+        if is_figure:
+            figures.append(figure)
+        else:
+            others.append(line)
+    return figures, "\n".join(others)
+
+
+def copy_rate(outcomes):
+    """Bytes per second read and written by a device-to-device copy in this run."""
+    for outcome in outcomes:
+        for figure in outcome.figures:
+            if figure["name"] == "copy" and figure.get("value"):
+                return figure["value"] * 1e9
+    return None
+
+
+def ratio(figure, peer):
+    """How many times as fast."""
+    is_rate = figure["unit"].endswith("/s")
+    return figure["value"] / peer["value"] if is_rate else peer["value"] / figure["value"]
+
+
+def rows(outcomes):
+    """A row for each section's end where it did not run well, and for each figure; conformance only where it fails."""
+    copy = copy_rate(outcomes)
+    named = [f for outcome in outcomes for f in outcome.figures if f.get("value")]
+    for outcome in outcomes:
+        cases = [f for f in outcome.figures if f.get("passed") is not None]
+        failed = [f for f in cases if not f["passed"]]
+        result = f"{len(cases) - len(failed)} of {len(cases)} passed" if cases else outcome.ended
+        # A section that ends well has said nothing of how; its figures follow.
+        said = outcome.said.splitlines()[-1] if outcome.said else ""
+        state = "ran" if outcome.ended == "ran" and not failed else outcome.ended if outcome.ended != "ran" else "failed"
+        yield f"**{outcome.name}**", state, result, said
+        for figure in outcome.figures:
+            if figure.get("passed") is True and figure.get("value") is None:
+                continue
+            value = figure.get("value")
+            text = "" if value is None else f"{value:,.4g} {figure.get('unit', '')}"
+            note = figure.get("note", "")
+            said = [note] if note else []
+            if figure.get("bytes_per_s") and copy:
+                said.insert(0, f"{figure['bytes_per_s'] / copy:.2f} of the copy's rate")
+            said += [f"{ratio(figure, peer):.2f} x {peer['name'].split(' ')[0]}"
+                     for peer in named if peer["name"] in figure.get("peers", []) and value]
+            note = "; ".join(said)
+            state = {True: "passed", False: "FAILED", None: ""}[figure.get("passed")]
+            yield figure["name"], state, text, note
+
+
+def markdown(outcomes, machine):
+    def cell(text):
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    lines = ["# Galerne on a GPU", "", machine, "", "| | | | |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(cell(part) for part in row) + " |" for row in rows(outcomes)]
+    failures = [outcome for outcome in outcomes if outcome.said]
+    for outcome in failures:
+        lines += ["", f"## {outcome.name}: {outcome.ended}", "", "```", outcome.said, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def machine():
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
+        gpu = answer.stdout.strip() or answer.stderr.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        gpu = f"nvidia-smi: {error}"
+    return f"{gpu}; {os.cpu_count()} CPUs; {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
+
+
+def unpacked(folder):
+    """The binary, which the kit carries compressed."""
+    binary = pathlib.Path(folder) / "galerne"
+    with lzma.open(HERE / "galerne.xz") as packed, open(binary, "wb") as out:
+        shutil.copyfileobj(packed, out)
+    binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
+    return str(binary)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--only", default="", help="sections whose names contain this")
+    parser.add_argument("--out", default=".", help="where report.json and report.md go")
+    parser.add_argument("--galerne", help="a binary instead of the kit's")
+    parser.add_argument("--device", default="cuda", help="cpu tries the kit itself")
+    parser.add_argument("--quick", action="store_true", help="sizes that say nothing of speed")
+    args = parser.parse_args()
+    deadline = time.monotonic() + args.minutes * 60
+    with tempfile.TemporaryDirectory() as folder:
+        galerne = args.galerne or unpacked(folder)
+        outcomes = []
+        for section in sections(galerne, args.device, args.quick):
+            if args.only not in section.name:
+                continue
+            left = deadline - time.monotonic()
+            if left < 5:
+                outcomes.append(Outcome(section.name, "skipped", 0.0, [], "no time was left"))
+                continue
+            print(f"{section.name} …", file=sys.stderr, flush=True)
+            outcomes.append(run(section, min(section.seconds, left)))
+            print(f"  {outcomes[-1].ended} in {outcomes[-1].seconds:.0f} s", file=sys.stderr, flush=True)
+            write(args, outcomes)
+        # Those for which no time was left, too.
+        write(args, outcomes)
+    for row in rows(outcomes):
+        print("{:<64} {:<8} {:>24}  {}".format(row[0].strip("*")[:64], row[1], row[2], row[3][:90]))
+
+
+def write(args, outcomes):
+    """After each section: what is there survives whatever comes."""
+    out = pathlib.Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    report = {"machine": machine(), "sections": [dataclasses.asdict(outcome) for outcome in outcomes]}
+    (out / "report.json").write_text(json.dumps(report, indent=1))
+    (out / "report.md").write_text(markdown(outcomes, report["machine"]))
+
+
+if __name__ == "__main__":
+    main()
