@@ -1,13 +1,18 @@
-//! Lowered programs on the CPU device, in f32, against graphs in f64; and whole generations on it.
+//! Lowered programs on the CPU device and on the CUDA device, whose kernels the shim runs, in f32, against graphs in f64; and
+//! whole generations on both.
 
 mod numeric;
 mod support;
 
+use std::sync::Arc;
+
 use galerne_core::ids::{BlockId, TokenId};
 use galerne_core::validate::ValidGraph;
+use galerne_cuda_shim::Shim;
 use galerne_engine::handle::{EngineHandle, EngineOptions, start};
 use galerne_engine::lowering::lower;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
+use galerne_kernels::cuda::CudaDevice;
 use galerne_kernels::device::{
     Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
 };
@@ -56,12 +61,34 @@ fn families() -> [(&'static str, Family); 6] {
     ]
 }
 
-fn load(graph: &ValidGraph, weights: &Weights, blocks: usize) -> Box<dyn LoadedProgram> {
-    let device = CpuDevice::new(CpuOptions {
-        threads: std::num::NonZeroUsize::new(2),
-        isa: None,
-    })
-    .expect("every machine has a device");
+/// A device of every machine.
+#[derive(Debug, Clone, Copy)]
+enum On {
+    Cpu,
+    CudaShim,
+}
+
+impl On {
+    const ALL: [Self; 2] = [Self::Cpu, Self::CudaShim];
+
+    fn device(self) -> Box<dyn Device> {
+        match self {
+            Self::Cpu => {
+                let options = CpuOptions {
+                    threads: std::num::NonZeroUsize::new(2),
+                    isa: None,
+                };
+                Box::new(CpuDevice::new(options).expect("every machine has a CPU"))
+            }
+            Self::CudaShim => {
+                Box::new(CudaDevice::new(Arc::new(Shim::new(3))).expect("the shim always opens"))
+            }
+        }
+    }
+}
+
+fn load(on: On, graph: &ValidGraph, weights: &Weights, blocks: usize) -> Box<dyn LoadedProgram> {
+    let device = on.device();
     let options = LoadOptions {
         precision: Precision::F32,
         kv: KvSpec {
@@ -118,29 +145,51 @@ fn step(program: &mut dyn LoadedProgram, parts: &[Part<'_>], expected: &[Vec<Vec
 fn logits_are_the_graphs_whole_chunked_and_batched() {
     let (a, b) = ([3_u32, 14, 15, 9, 26, 5, 3, 5], [7_u32, 7, 28, 0, 1, 1]);
     let all = |tokens: &[u32]| (0..tokens.len()).collect::<Vec<_>>();
-    for (name, family) in families() {
+    let cases = On::ALL
+        .into_iter()
+        .flat_map(|on| families().map(|family| (on, family)));
+    for (on, (name, family)) in cases {
         let (graph, weights) = decoder(family);
         let expected = [&a[..], &b].map(|tokens| numeric::graph::run(&graph, &weights, tokens, &all(tokens)));
-        let mut program = load(&graph, &weights, 8);
+        let mut program = load(on, &graph, &weights, 8);
         step(
             &mut *program,
             &[(&a, 0, &[5, 2])],
             &expected[..1],
-            &format!("{name} whole"),
+            &format!("{on:?}: {name} whole"),
         );
         let parts: [Part<'_>; 2] = [(&a[..3], 0, &[1]), (&b[..5], 0, &[7, 0])];
-        step(&mut *program, &parts, &expected, &format!("{name} first chunks"));
+        step(
+            &mut *program,
+            &parts,
+            &expected,
+            &format!("{on:?}: {name} first chunks"),
+        );
         let parts: [Part<'_>; 2] = [(&a[3..4], 3, &[1]), (&b[5..], 5, &[7, 0])];
-        step(&mut *program, &parts, &expected, &format!("{name} decode"));
+        step(
+            &mut *program,
+            &parts,
+            &expected,
+            &format!("{on:?}: {name} decode"),
+        );
         let parts: [Part<'_>; 1] = [(&a[4..], 4, &[1, 6])];
-        step(&mut *program, &parts, &expected, &format!("{name} last chunk"));
+        step(
+            &mut *program,
+            &parts,
+            &expected,
+            &format!("{on:?}: {name} last chunk"),
+        );
     }
 }
 
 #[test]
 fn an_encoder_pools_each_sequence_of_a_batch() {
+    On::ALL.into_iter().for_each(encoder_pools);
+}
+
+fn encoder_pools(on: On) {
     let (graph, weights) = encoder();
-    let mut program = load(&graph, &weights, 8);
+    let mut program = load(on, &graph, &weights, 8);
     let sequences = [vec![3_u32, 14, 15, 9, 26], vec![7, 7, 28]];
     let mut batch = StepBatch::default();
     for (tokens, blocks) in sequences
@@ -165,7 +214,10 @@ fn an_encoder_pools_each_sequence_of_a_batch() {
         .collect();
     assert_eq!(expected.len(), got.len());
     for (column, (e, g)) in expected.iter().zip(&got).enumerate() {
-        assert!((e - f64::from(*g)).abs() <= 2e-4, "column {column}: {e}, {g}");
+        assert!(
+            (e - f64::from(*g)).abs() <= 2e-4,
+            "{on:?}: column {column}: {e}, {g}"
+        );
     }
 }
 
@@ -175,9 +227,8 @@ proptest! {
     // Values of arbitrary graphs may be too wild to compare in f32; that the device accepts and runs whatever
     // is lowered is what matters here. `lowering.rs` compares them in f64.
     #[test]
-    fn the_device_runs_whatever_is_lowered(choices in proptest::collection::vec(any::<[u16; 4]>(), 1..28)) {
+    fn devices_run_whatever_is_lowered(choices in proptest::collection::vec(any::<[u16; 4]>(), 1..28)) {
         let (graph, weights) = arbitrary(&choices);
-        let mut program = load(&graph, &weights, 8);
         let batch = StepBatch {
             tokens: [3, 14, 15, 9, 26].map(TokenId).to_vec(),
             sequences: vec![SequenceSlice {
@@ -188,14 +239,17 @@ proptest! {
             }],
             output_rows: vec![1, 4],
         };
-        program.submit(&batch).expect("a sound batch");
-        program.wait().expect("the device works");
-        let rows = program.read_output().expect("the device works").len();
-        prop_assert_eq!(rows, 2 * VOCABULARY as usize);
+        for on in On::ALL {
+            let mut program = load(on, &graph, &weights, 8);
+            program.submit(&batch).expect("a sound batch");
+            program.wait().expect("the device works");
+            let rows = program.read_output().expect("the device works").len();
+            prop_assert_eq!(rows, 2 * VOCABULARY as usize);
+        }
     }
 }
 
-fn engine(graph: &ValidGraph, weights: &Weights, blocks: usize) -> EngineHandle {
+fn engine(on: On, graph: &ValidGraph, weights: &Weights, blocks: usize) -> EngineHandle {
     // Fewer tokens a step than a prompt has: prefill comes in chunks, some without an output.
     let limits = limits(blocks, BLOCK_TOKENS, 7, 4);
     let options = EngineOptions {
@@ -204,7 +258,7 @@ fn engine(graph: &ValidGraph, weights: &Weights, blocks: usize) -> EngineHandle 
         ..EngineOptions::default()
     };
     start(
-        load(graph, weights, blocks),
+        load(on, graph, weights, blocks),
         VOCABULARY,
         graph.graph().context_tokens_max,
         options,
@@ -230,7 +284,11 @@ fn generate(engine: &EngineHandle, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn generations_do_not_depend_on_batch_cache_or_preemption() {
+fn generations_do_not_depend_on_device_batch_cache_or_preemption() {
+    On::ALL.into_iter().for_each(generations);
+}
+
+fn generations(on: On) {
     let (graph, weights) = decoder(Family {
         head_norms: true,
         ..Family::default()
@@ -238,23 +296,27 @@ fn generations_do_not_depend_on_batch_cache_or_preemption() {
     let prompts: Vec<Vec<u32>> = (0..6_u32)
         .map(|i| (0..5 + i).map(|p| (p * p + i / 2) % VOCABULARY).collect())
         .collect();
-    let roomy = engine(&graph, &weights, 64);
+    let roomy = engine(on, &graph, &weights, 64);
     let together = generate(&roomy, &prompts);
     let cached = generate(&roomy, &prompts);
     assert!(roomy.stats().prefix_hit_tokens > 0, "{:?}", roomy.stats());
-    let tight = engine(&graph, &weights, 7);
+    let tight = engine(on, &graph, &weights, 7);
     let preempted = generate(&tight, &prompts);
     assert!(tight.stats().preemptions > 0, "{:?}", tight.stats());
     for (i, prompt) in prompts.iter().enumerate() {
-        let alone = engine(&graph, &weights, 64);
+        let alone = engine(on, &graph, &weights, 64);
         let single = generate(&alone, std::slice::from_ref(prompt)).remove(0);
         assert_eq!(
             single,
             greedy(&graph, &weights, prompt, 12),
-            "sequence {i} and the graph"
+            "{on:?}: sequence {i} and the graph"
         );
-        assert_eq!((&single, &single), (&together[i], &cached[i]), "sequence {i}");
-        assert_eq!(single, preempted[i], "sequence {i}");
+        assert_eq!(
+            (&single, &single),
+            (&together[i], &cached[i]),
+            "{on:?}: sequence {i}"
+        );
+        assert_eq!(single, preempted[i], "{on:?}: sequence {i}");
     }
 }
 

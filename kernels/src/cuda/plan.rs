@@ -108,7 +108,11 @@ impl<'a> ModelPlan<'a> {
             positions.min(pooled)
         };
         let tables = TableLayout::new(options, positions);
-        let shapes = AttentionShapes::new(program, properties.multiprocessors);
+        let shapes = AttentionShapes::new(
+            program,
+            properties.multiprocessors,
+            options.kv.block_tokens as u32,
+        );
         let pool = kv.block_bytes.saturating_mul(options.kv.blocks);
         let sampler = SamplerRoom::new(program.output.width, options.sequences_max);
         let mut linear_bytes = weights.linear_workspace_bytes(rows_max.tokens as u32);

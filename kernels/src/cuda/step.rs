@@ -72,11 +72,11 @@ pub(super) struct AttentionShapes {
 }
 
 impl AttentionShapes {
-    /// Of a program on a device of so many multiprocessors.
-    pub(super) fn new(program: &Program, multiprocessors: u32) -> Self {
+    /// Of a program on a device of so many multiprocessors, with KV blocks of so many tokens.
+    pub(super) fn new(program: &Program, multiprocessors: u32, block_tokens: u32) -> Self {
         let mut shapes: Vec<PlanShape> = vec![];
         let of_layer = program.layers.iter().map(|layer| {
-            let shape = PlanShape::new(layer, multiprocessors);
+            let shape = PlanShape::new(layer, multiprocessors).with_shared_blocks(block_tokens);
             shapes
                 .iter()
                 .position(|known| *known == shape)
