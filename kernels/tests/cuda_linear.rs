@@ -5,12 +5,13 @@ use galerne_core::dtype::DType;
 use galerne_core::graph::EmbeddingIndex;
 use galerne_cuda_shim::{Memory, Shim};
 use galerne_kernels::conformance::Numbers;
-use galerne_kernels::cuda::driver::{DevicePtr, Driver, Launch};
+use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Driver, Launch};
 use galerne_kernels::cuda::launch::dequantize::dequantize;
 use galerne_kernels::cuda::launch::embedding::embedding;
-use galerne_kernels::cuda::launch::linear::{Linear, linear, workspace_bytes};
+use galerne_kernels::cuda::launch::linear::{Linear, Means, linear, workspace_bytes};
 use galerne_kernels::cuda::weights::{DeviceMatrix, Packing, WeightFormat};
 use galerne_kernels::device::Precision;
+use galerne_kernels::program::{BufferId, View};
 use galerne_kernels::quant;
 
 /// A matrix and its numbers.
@@ -122,7 +123,11 @@ fn mapped(shim: &Shim, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32>
         out: out.view(out_stride, case.margin, outer),
         rows,
     };
-    run(shim, &linear(&job, case.precision, workspace.at()));
+    let means = Means {
+        precision: case.precision,
+        has_products: shim.properties().expect("the shim knows itself").has_products,
+    };
+    run(shim, &linear(&job, means, workspace.at()));
     assert_eq!(
         workspace.read()[..1_056],
         [0; 1_056],
@@ -310,6 +315,101 @@ fn many_rows_and_columns_take_several_tiles() {
         };
         check(&weights, &shim, case);
     }
+}
+
+#[test]
+fn a_library_multiplies_many_rows_of_16_bits() {
+    let mut seed = 0;
+    for dtype in [DType::Bf16, DType::F16] {
+        for (outer, inner, rows) in [(132, 200, 65), (4, 33, 130), (64, 64, 70)] {
+            for (bias, accumulate) in [(false, false), (true, false), (false, true), (true, true)] {
+                seed += 1;
+                let shim = Shim::new(seed).with_products();
+                let weights = Weights::stored(&shim, dtype, outer, inner);
+                let case = Case {
+                    rows,
+                    margin: 4,
+                    bias,
+                    accumulate,
+                    precision: Precision::Auto,
+                };
+                check(&weights, &shim, case);
+                assert_eq!(shim.products(), 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_library_gets_only_what_it_can_multiply() {
+    let fits = Linear {
+        x: view(7, 40),
+        matrix: Packing::with_format(WeightFormat::Bf16, 64, 40).matrix(DevicePtr(4_096)),
+        bias: DevicePtr(160),
+        accumulate: false,
+        out: view(16, 64),
+        rows: 65,
+    };
+    let kernel = |map: &Linear, precision, has_products| {
+        let launches = linear(
+            map,
+            Means {
+                precision,
+                has_products,
+            },
+            DevicePtr(1 << 20),
+        );
+        launches.last().expect("a launch").kernel
+    };
+    assert_eq!(kernel(&fits, Precision::Auto, true), "product");
+    assert_eq!(kernel(&fits, Precision::Auto, false), "linear_tile_bf16");
+    assert_eq!(kernel(&fits, Precision::F32, true), "linear_exact");
+    let few = Linear { rows: 64, ..fits };
+    assert_eq!(kernel(&few, Precision::Auto, true), "linear_small_bf16_64");
+    let matrix = |format| Packing::with_format(format, 64, 40).matrix(DevicePtr(4_096));
+    for (why, map) in [
+        (
+            "f32",
+            Linear {
+                matrix: matrix(WeightFormat::F32),
+                ..fits
+            },
+        ),
+        (
+            "8-bit floats in tiles",
+            Linear {
+                matrix: matrix(WeightFormat::Fp8),
+                ..fits
+            },
+        ),
+        (
+            "an out that begins anywhere",
+            Linear {
+                out: view(5, 64),
+                ..fits
+            },
+        ),
+        (
+            "a bias that begins anywhere",
+            Linear {
+                bias: DevicePtr(164),
+                ..fits
+            },
+        ),
+    ] {
+        let kernel = kernel(&map, Precision::Auto, true);
+        assert!(kernel.starts_with("linear_tile_"), "{why}: {kernel}");
+    }
+}
+
+/// Rows of 128 numbers, of which these are the columns from number `start` of a region on.
+fn view(start: u32, width: u32) -> DeviceView {
+    let view = View {
+        buffer: BufferId(0),
+        start,
+        width,
+    };
+    DeviceView::new(DevicePtr(1 << 16), 128, view)
 }
 
 #[test]

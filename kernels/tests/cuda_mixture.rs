@@ -7,6 +7,7 @@ use galerne_core::graph::{Activation, RouterNormalisation};
 use galerne_cuda_shim::{Memory, Shim};
 use galerne_kernels::conformance::Numbers;
 use galerne_kernels::cuda::driver::{DevicePtr, Driver};
+use galerne_kernels::cuda::launch::linear::Means;
 use galerne_kernels::cuda::launch::mixture::{ExpertTable, Mixture, SharedExpert, mixture, workspace_bytes};
 use galerne_kernels::cuda::weights::{DeviceMatrix, Packing};
 use galerne_kernels::device::Precision;
@@ -174,7 +175,10 @@ fn check(case: Case, seed: u64) {
         &spec,
         views,
         (case.rows, sequences.at()),
-        case.precision,
+        Means {
+            precision: case.precision,
+            has_products: false,
+        },
         workspace.at(),
     );
     // SAFETY: all memory is as large as the launches say.

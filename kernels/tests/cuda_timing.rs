@@ -8,7 +8,7 @@ use galerne_kernels::cuda::timing::{Sizes, run};
 
 #[test]
 fn every_case_runs_within_its_buffers() {
-    let shim: Arc<dyn Driver> = Arc::new(Shim::new(1));
+    let shim: Arc<dyn Driver> = Arc::new(Shim::new(1).with_products());
     let mut names = Vec::new();
     run(&shim, Sizes::Tiny, &mut |timing| {
         assert!(timing.seconds > 0.0 && timing.bytes > 0, "{timing:?}");
@@ -18,6 +18,8 @@ fn every_case_runs_within_its_buffers() {
     for name in [
         "rms norm f32 3 x 64",
         "linear nvfp4 5 x 128 to 48",
+        "linear bf16 70 x 128 to 48",
+        "linear bf16-by-library 70 x 128 to 48",
         "attention bf16 decode 3 x 70",
         "attention bf16 prefill 1 x 40",
     ] {

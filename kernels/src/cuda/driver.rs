@@ -60,7 +60,7 @@ impl DeviceView {
 /// One kernel to run. Launchers make it from shapes and addresses; it holds all it needs, so that it can run again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
-    /// The entry point's name.
+    /// The entry point's name, or [`Product::KERNEL`].
     pub kernel: &'static str,
     /// Blocks in x, y and z; with a 0 among them nothing runs.
     pub grid: [u32; 3],
@@ -90,6 +90,64 @@ impl Launch {
             params: bytemuck::bytes_of(params).to_vec(),
         }
     }
+
+    /// If it is not a kernel but a product: which.
+    #[must_use]
+    pub fn product(&self) -> Option<Product> {
+        (self.kernel == Product::KERNEL).then(|| bytemuck::pod_read_unaligned(&self.params))
+    }
+}
+
+/// A matrix product of many rows that a library of the GPU's vendor runs, where the driver has one
+/// ([`Properties::has_products`]): `out[r, c] = (accumulate ? out[r, c] : 0) + bias[c] + sum_k x[r, k] w[c, k]`, sums in f32.
+///
+/// All addresses and strides are multiples of 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Product {
+    /// `[rows, depth]`, 16-bit floats.
+    pub x: DevicePtr,
+    /// `[columns, depth]`, 16-bit floats.
+    pub w: DevicePtr,
+    /// `[columns]` f32, or [`DevicePtr::NULL`].
+    pub bias: DevicePtr,
+    /// `[rows, columns]` f32.
+    pub out: DevicePtr,
+    /// The rest.
+    pub shape: ProductShape,
+}
+
+/// What a library needs to know of a product to choose how to run it. Strides are elements from one row to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct ProductShape {
+    /// Of x and out.
+    pub rows: u32,
+    /// Of out; rows of w.
+    pub columns: u32,
+    /// Columns of x and w.
+    pub depth: u32,
+    /// Of x.
+    pub x_stride: u32,
+    /// Of w.
+    pub w_stride: u32,
+    /// Of out.
+    pub out_stride: u32,
+    /// Whether x and w are f16; they are bf16 otherwise.
+    pub is_f16: u32,
+    /// Whether to add to what is in out.
+    pub accumulate: u32,
+}
+
+impl Product {
+    /// What a launch of a product has for a kernel's name.
+    pub const KERNEL: &'static str = "product";
+
+    /// As a launch.
+    #[must_use]
+    pub fn launch(&self) -> Launch {
+        Launch::new(Self::KERNEL, [1; 3], 0, 0, self)
+    }
 }
 
 /// What a GPU is.
@@ -107,6 +165,8 @@ pub struct Properties {
     pub free_bytes: usize,
     /// Most dynamic shared memory a block can have.
     pub shared_bytes_max: u32,
+    /// Whether the driver runs [`Product`]s.
+    pub has_products: bool,
 }
 
 /// Why a driver could not do something.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::result::{self, DriverError as CudaError};
 use cudarc::driver::sys;
 
+use super::cublaslt::Library;
 use super::driver::{DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Properties};
 
 /// Compiled kernels: one module of code and the entry points in it.
@@ -137,9 +138,12 @@ struct Inner {
     kernels: HashMap<String, sys::CUfunction>,
     arch: String,
     overlap: Overlap,
+    /// The library for matrix products, if there is one.
+    products: Option<Library>,
 }
 
-// SAFETY: the driver's handles may be used by any thread that has made the context current, which every method does.
+// SAFETY: the driver's handles may be used by any thread that has made the context current, which every method does. The
+// library locks what may not be used by two threads at once.
 unsafe impl Send for Inner {}
 // SAFETY: the driver's API locks by itself.
 unsafe impl Sync for Inner {}
@@ -168,6 +172,7 @@ impl NativeDriver {
             kernels: HashMap::new(),
             arch: found.arch(),
             overlap,
+            products: None,
         };
         inner.bind()?;
         inner.stream = check(
@@ -177,13 +182,14 @@ impl NativeDriver {
         for module in modules {
             inner.load(module)?;
         }
+        inner.products = Library::open();
         Ok(Self {
             inner: Arc::new(inner),
         })
     }
 }
 
-fn failed(call: &str, reason: impl std::fmt::Display) -> DriverError {
+pub(super) fn failed(call: &str, reason: impl std::fmt::Display) -> DriverError {
     DriverError::Failed {
         call: call.to_owned(),
         reason: reason.to_string(),
@@ -246,6 +252,10 @@ impl Inner {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        if let Some(product) = launch.product() {
+            // SAFETY: the context is current, and the stream lives as long as `self`. The rest is the caller's contract.
+            return unsafe { self.library()?.enqueue(&product, self.stream) };
+        }
         let Some(&function) = self.kernels.get(launch.kernel) else {
             return Err(DriverError::Kernel {
                 name: launch.kernel.to_owned(),
@@ -286,6 +296,11 @@ impl Inner {
         check(launch.kernel, launched.result())
     }
 
+    fn library(&self) -> Result<&Library, DriverError> {
+        let library = self.products.as_ref();
+        library.ok_or_else(|| failed("a matrix product", "there is no cuBLASLt; a kernel has to run it"))
+    }
+
     fn finish(&self) -> Result<(), DriverError> {
         self.bind()?;
         // SAFETY: the stream lives as long as `self`.
@@ -299,6 +314,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Nothing can be done about what fails here; a lost context fails at everything.
         let _ = self.finish();
+        drop(self.products.take());
         // SAFETY: each handle was made in `open`, is released once, and nothing runs any more.
         unsafe {
             for module in self.modules.drain(..) {
@@ -363,6 +379,7 @@ impl Driver for NativeDriver {
             shared_bytes_max: inner
                 .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
                 .unsigned_abs(),
+            has_products: inner.products.is_some(),
         })
     }
 
@@ -457,6 +474,10 @@ impl Driver for NativeDriver {
     fn graph(&self, launches: &[Launch]) -> Result<Box<dyn Graph>, DriverError> {
         let inner = &self.inner;
         inner.bind()?;
+        // A library may ask the device before it chooses, which it could not in the middle of a capture.
+        for product in launches.iter().filter_map(Launch::product) {
+            inner.library()?.prepare(&product)?;
+        }
         // SAFETY: the stream lives, and the capture ends below whatever happens in between.
         check("cuStreamBeginCapture", unsafe {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

@@ -8,6 +8,7 @@ use super::driver::{DevicePtr, Driver, Properties};
 use super::experts;
 use super::failed;
 use super::kv::{KvElement, KvLayer};
+use super::launch::linear::Means;
 use super::launch::rope::{self, Rotation};
 use super::launch::{mixture, sample};
 use super::load::WeightPlan;
@@ -31,6 +32,7 @@ pub(super) struct ModelPlan<'a> {
     kv: KvPlan,
     /// Most tokens of a sequence.
     positions: usize,
+    means: Means,
     regions: Regions,
 }
 
@@ -163,6 +165,10 @@ impl<'a> ModelPlan<'a> {
             shapes,
             kv,
             positions,
+            means: Means {
+                precision: options.precision,
+                has_products: properties.has_products,
+            },
             regions,
         })
     }
@@ -259,6 +265,7 @@ impl<'a> ModelPlan<'a> {
             layout: self.layout,
             tables: self.tables,
             sampler: self.sampler,
+            means: self.means,
             shapes: self.shapes,
         })
     }

@@ -12,7 +12,7 @@ use super::launch::attention::{Step, Tables, attention};
 use super::launch::copy::{Groups, copy_columns, gather_rows};
 use super::launch::elementwise::{Elementwise, elementwise};
 use super::launch::embedding::embedding;
-use super::launch::linear::{Linear, linear};
+use super::launch::linear::{Linear, Means, linear};
 use super::launch::mean_pool::mean_pool;
 use super::launch::mixture::{Mixture, mixture};
 use super::launch::norm::{self, l2_normalise, norm};
@@ -42,6 +42,7 @@ pub(super) struct Model {
     pub(super) tables: TableLayout,
     pub(super) shapes: AttentionShapes,
     pub(super) sampler: SamplerRoom,
+    pub(super) means: Means,
     pub(super) addresses: Addresses,
 }
 
@@ -255,7 +256,7 @@ impl Model {
                 out: self.view(columns),
                 rows: self.rows(x, rows),
             };
-            launches.extend(linear(&map, self.options.precision, self.addresses.linear));
+            launches.extend(linear(&map, self.means, self.addresses.linear));
         }
     }
 
@@ -405,7 +406,7 @@ impl Model {
                 &self.mixtures[&at],
                 (self.view(*x), self.view(*out)),
                 (self.rows(*x, rows), self.row_owners(*x)),
-                self.options.precision,
+                self.means,
                 self.addresses.linear,
             )),
         }

@@ -12,7 +12,7 @@ use super::driver::{DevicePtr, DeviceView, Driver, DriverError, Launch};
 use super::kv::{KvElement, KvLayer};
 use super::launch::attention::{Step, Tables, attention};
 use super::launch::elementwise::{Elementwise, elementwise};
-use super::launch::linear::{self, Linear, linear};
+use super::launch::linear::{self, Linear, Means, linear};
 use super::launch::norm::{Kind, norm};
 use super::weights::{Packing, WeightFormat};
 use crate::device::{Precision, SequenceSlice};
@@ -67,8 +67,14 @@ pub fn run(driver: &Arc<dyn Driver>, sizes: Sizes, found: &mut dyn FnMut(Timing)
         WeightFormat::Nvfp4,
     ] {
         for &rows in row_counts {
-            found(bench.linear(format, rows)?);
+            found(bench.linear(format, rows, false)?);
         }
+    }
+    let many = if tiny { 70 } else { 2_048 };
+    found(bench.linear(WeightFormat::Bf16, many, false)?);
+    found(bench.linear(WeightFormat::Codes4, many, false)?);
+    if driver.properties()?.has_products {
+        found(bench.linear(WeightFormat::Bf16, many, true)?);
     }
     for element in [KvElement::Bf16, KvElement::Fp8] {
         let shapes: &[(u32, u32)] = if tiny {
@@ -226,7 +232,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn linear(&self, format: WeightFormat, rows: u32) -> Result<Timing, DriverError> {
+    fn linear(&self, format: WeightFormat, rows: u32, has_products: bool) -> Result<Timing, DriverError> {
         let (inner, outer) = match self.sizes {
             Sizes::Full => (4_096, 28_672),
             Sizes::Tiny => (128, 48),
@@ -238,6 +244,10 @@ impl<'a> Bench<'a> {
         let out = self.numbers((rows * outer * 4) as usize)?;
         let matrix = packing.matrix(DevicePtr::NULL);
         let workspace = self.buffer(&vec![0; linear::workspace_bytes(&matrix, rows).max(16)])?;
+        let means = Means {
+            precision: Precision::Auto,
+            has_products,
+        };
         let launch = |buffer: &Buffer<'_>| {
             let map = Linear {
                 x: Self::view(&x, inner),
@@ -247,11 +257,12 @@ impl<'a> Bench<'a> {
                 out: Self::view(&out, outer),
                 rows,
             };
-            linear(&map, Precision::Auto, workspace.at)
+            linear(&map, means, workspace.at)
         };
         let sets: Vec<_> = matrices.iter().map(launch).collect();
+        let by = if has_products { "-by-library" } else { "" };
         Ok(Timing {
-            name: format!("linear {format:?} {rows} x {inner} to {outer}").to_lowercase(),
+            name: format!("linear {format:?}{by} {rows} x {inner} to {outer}").to_lowercase(),
             seconds: self.time(&sets)?,
             bytes: packing.bytes() + (rows * (inner + outer) * 4) as usize,
             flops: 2.0 * f64::from(rows) * f64::from(inner) * f64::from(outer),

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "it calls C++ and hands out raw memory")]
 
 mod memory;
+mod product;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -69,7 +70,9 @@ pub fn numbers(count: usize, seed: u32, mean: f32) -> Vec<f32> {
 #[derive(Debug)]
 pub struct Shim {
     seed: u64,
+    has_products: bool,
     launches: AtomicU64,
+    products: AtomicU64,
     mappings: Mutex<BTreeMap<u64, Mapping>>,
 }
 
@@ -79,9 +82,26 @@ impl Shim {
     pub const fn new(seed: u64) -> Self {
         Self {
             seed,
+            has_products: false,
             launches: AtomicU64::new(0),
+            products: AtomicU64::new(0),
             mappings: Mutex::new(BTreeMap::new()),
         }
+    }
+
+    /// The same with a library for matrix products.
+    #[must_use]
+    pub fn with_products(self) -> Self {
+        Self {
+            has_products: true,
+            ..self
+        }
+    }
+
+    /// How many matrix products it has run, other than in graphs.
+    #[must_use]
+    pub fn products(&self) -> u64 {
+        self.products.load(Ordering::Relaxed)
     }
 
     /// Device memory with these numbers.
@@ -118,6 +138,12 @@ impl Shim {
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), DriverError> {
+        if let Some(product) = launch.product().filter(|_| self.has_products) {
+            self.products.fetch_add(1, Ordering::Relaxed);
+            // SAFETY: the business of whoever enqueued it, as for kernels.
+            unsafe { product::run(&product) };
+            return Ok(());
+        }
         let kernel = find(launch.kernel)?;
         let mut params = vec![0_u64; launch.params.len().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut params)[..launch.params.len()].copy_from_slice(&launch.params);
@@ -185,6 +211,7 @@ impl Driver for Shim {
             memory_bytes: 1 << 30,
             free_bytes: 1 << 30,
             shared_bytes_max: 227 << 10,
+            has_products: self.has_products,
         })
     }
 
@@ -247,11 +274,16 @@ impl Driver for Shim {
     }
 
     fn graph(&self, launches: &[Launch]) -> Result<Box<dyn Graph>, DriverError> {
-        for launch in launches {
+        let is_kernel = |launch: &&Launch| !self.has_products || launch.product().is_none();
+        for launch in launches.iter().filter(is_kernel) {
             find(launch.kernel)?;
         }
+        let shim = Self::new(self.seed);
         Ok(Box::new(Replay {
-            shim: Self::new(self.seed),
+            shim: Self {
+                has_products: self.has_products,
+                ..shim
+            },
             launches: launches.to_vec(),
         }))
     }

@@ -3,6 +3,7 @@
 use super::linear_exact::linear_exact;
 use super::linear_small::{self, linear_small};
 use super::linear_tile::{self, linear_tile};
+use super::product::{self, product};
 use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
 use crate::cuda::weights::DeviceMatrix;
 use crate::device::Precision;
@@ -24,6 +25,15 @@ pub struct Linear {
     pub rows: u32,
 }
 
+/// What may run linear maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Means {
+    /// Which kernels.
+    pub precision: Precision,
+    /// Whether the driver runs products ([`crate::cuda::driver::Properties::has_products`]).
+    pub has_products: bool,
+}
+
 /// Bytes of workspace that [`linear`] needs for a matrix (wherever it lies) and at most `rows_max` rows. All maps of a program
 /// can share one workspace, aligned to 256 bytes, of the most that any of them needs. It is zeroed once.
 #[must_use]
@@ -35,11 +45,13 @@ pub fn workspace_bytes(matrix: &DeviceMatrix, rows_max: u32) -> usize {
     small.max(linear_tile::workspace_bytes(matrix, rows_max))
 }
 
-/// The launches of a linear map.
+/// The launches of a linear map. Where there is a library for products, it is asked from one row more than
+/// [`linear_small::ROWS_MAX`] on; that it begins to be faster there is a guess.
 #[must_use]
-pub fn linear(linear: &Linear, precision: Precision, workspace: DevicePtr) -> Vec<Launch> {
-    match precision {
+pub fn linear(linear: &Linear, means: Means, workspace: DevicePtr) -> Vec<Launch> {
+    match means.precision {
         Precision::Auto if linear.rows <= linear_small::ROWS_MAX => vec![linear_small(linear, workspace)],
+        Precision::Auto if means.has_products && product::is_for(linear) => product(linear, workspace),
         Precision::Auto => linear_tile(linear, workspace),
         Precision::F32 => vec![linear_exact(linear)],
     }

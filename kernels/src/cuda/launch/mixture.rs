@@ -3,7 +3,7 @@
 use galerne_core::graph::{Activation, RouterNormalisation};
 
 use super::elementwise::{Elementwise, elementwise};
-use super::linear::{self, Linear, linear};
+use super::linear::{self, Linear, Means, linear};
 use super::linear_small::COUNTERS_BYTES;
 use super::moe_combine::moe_combine;
 use super::moe_exact::moe_exact;
@@ -132,7 +132,7 @@ pub fn mixture(
     mixture: &Mixture,
     (x, out): (DeviceView, DeviceView),
     (rows, sequence_of): (u32, DevicePtr),
-    precision: Precision,
+    means: Means,
     workspace: DevicePtr,
 ) -> Vec<Launch> {
     let space = Workspace::new(mixture, rows, workspace);
@@ -144,7 +144,7 @@ pub fn mixture(
         choice,
         rows,
     )];
-    launches.extend(experts(mixture, x, rows, precision, &space));
+    launches.extend(experts(mixture, x, rows, means.precision, &space));
     let mut shared = (DeviceView::NONE, DevicePtr::NULL);
     if let Some(expert) = &mixture.shared {
         launches.extend(shared_expert(
@@ -152,7 +152,7 @@ pub fn mixture(
             mixture.function,
             x,
             rows,
-            precision,
+            means,
             (&space, workspace),
         ));
         let gate = if expert.gate.is_some() {
@@ -217,7 +217,7 @@ fn shared_expert(
     function: Activation,
     x: DeviceView,
     rows: u32,
-    precision: Precision,
+    means: Means,
     (space, workspace): (&Workspace, DevicePtr),
 ) -> Vec<Launch> {
     let map = |x, matrix, out| Linear {
@@ -229,7 +229,7 @@ fn shared_expert(
         rows,
     };
     let (gate, up) = halves(space.shared_inner);
-    let mut launches = linear(&map(x, expert.gate_up, space.shared_inner), precision, workspace);
+    let mut launches = linear(&map(x, expert.gate_up, space.shared_inner), means, workspace);
     launches.push(elementwise(
         Elementwise::ActivateMul(function),
         gate,
@@ -237,13 +237,13 @@ fn shared_expert(
         gate,
         rows,
     ));
-    launches.extend(linear(
-        &map(gate, expert.down, space.shared_y),
-        precision,
-        workspace,
-    ));
+    launches.extend(linear(&map(gate, expert.down, space.shared_y), means, workspace));
     // One number per row decides over the whole expert: exact, like the router.
     let gate = expert.gate.map(|matrix| map(x, matrix, space.gate));
-    launches.extend(gate.iter().flat_map(|map| linear(map, Precision::F32, workspace)));
+    let exact = Means {
+        precision: Precision::F32,
+        ..means
+    };
+    launches.extend(gate.iter().flat_map(|map| linear(map, exact, workspace)));
     launches
 }

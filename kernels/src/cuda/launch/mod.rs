@@ -18,6 +18,7 @@ pub mod moe_linear;
 pub mod moe_plan;
 pub mod moe_route;
 pub mod norm;
+pub mod product;
 pub mod rope;
 pub mod sample;
 
