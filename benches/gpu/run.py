@@ -72,6 +72,15 @@ def sections(galerne, device, quick):
     ]
 
 
+def environment():
+    """With the cuBLASLt that torch brought, if there is one: galerne looks only where the system's libraries are."""
+    brought = [str(library.parent) for folder in sys.path
+               for library in pathlib.Path(folder or ".").glob("nvidia/*/lib/libcublasLt.so.*")]
+    known = os.environ.get("LD_LIBRARY_PATH")
+    folders = ([known] if known else []) + brought[:1]
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(folders)} if folders else None
+
+
 def run(section, seconds):
     begin = time.monotonic()
     if section.program and shutil.which(section.program) is None:
@@ -80,7 +89,7 @@ def run(section, seconds):
         try:
             # A session of its own: what it started ends with it.
             process = subprocess.Popen(section.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                       start_new_session=True)
+                                       env=environment(), start_new_session=True)
         except OSError as error:
             return Outcome(section.name, "failed", 0.0, [], f"{section.command[0]}: {error}")
         try:
