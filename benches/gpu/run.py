@@ -48,6 +48,8 @@ def sections(galerne, device, quick):
     small, large = ("tiny", "tiny") if quick else ("smollm2", "llama8b")
     batch, context, steps = ("1,2", "64", "4") if quick else ("1,16,64", "2048", "32")
     check = [galerne, "--data", str(pathlib.Path(tempfile.gettempdir()) / "galerne-gpu-kit"), "gpu-check", "--device", device]
+    # Kernels that follow each other without a gap, and those that only Hopper has.
+    unchecked = [word if word != "cuda" else "cuda-unchecked" for word in check]
     decode = ["decode", "--shape", large, "--batch", batch, "--context", context, "--steps", steps]
     tokens = ["tokens", "--shape", small, "--steps", "4" if quick else "24"]
     torch_args = ["--quick"] if quick else []
@@ -64,6 +66,8 @@ def sections(galerne, device, quick):
         Section("tokens auto", 90, check + tokens + ["--precision", "auto", "--weights", "bf16"]),
         Section("decode bf16", 120, check + decode + ["--weights", "bf16"]),
         Section("decode 8 bits", 120, check + decode + ["--weights", "q8_0"]),
+        Section("conformance unchecked", 60, unchecked + ["conformance", "--precision", "auto"]),
+        Section("decode unchecked", 60, unchecked + decode + ["--weights", "bf16"]),
         Section("memcheck f32", 60, sanitizer + ["memcheck", *check, *tiny, "f32"], "compute-sanitizer"),
         Section("memcheck auto", 60, sanitizer + ["memcheck", *check, *tiny, "auto"], "compute-sanitizer"),
         Section("racecheck auto", 60, sanitizer + ["racecheck", *check, *tiny, "auto"], "compute-sanitizer"),

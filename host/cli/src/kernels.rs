@@ -47,7 +47,7 @@ fn modules(gpu: &Found) -> Result<Vec<Module>> {
 ///
 /// # Errors
 /// There is no GPU, this build has no kernels for it, or the driver fails.
-pub fn driver(ordinal: usize) -> Result<NativeDriver> {
+pub fn driver(ordinal: usize, overlap: Overlap) -> Result<NativeDriver> {
     let gpus = native::find()?;
     let gpu = gpus.get(ordinal).with_context(|| {
         format!(
@@ -55,7 +55,7 @@ pub fn driver(ordinal: usize) -> Result<NativeDriver> {
             gpus.len()
         )
     })?;
-    Ok(NativeDriver::open(ordinal, &modules(gpu)?, Overlap::None)?)
+    Ok(NativeDriver::open(ordinal, &modules(gpu)?, overlap)?)
 }
 
 /// The same as a device for models.
@@ -63,7 +63,16 @@ pub fn driver(ordinal: usize) -> Result<NativeDriver> {
 /// # Errors
 /// As [`driver`].
 pub fn open(ordinal: usize) -> Result<CudaDevice> {
-    Ok(CudaDevice::new(Arc::new(driver(ordinal)?))?)
+    Ok(CudaDevice::new(Arc::new(driver(ordinal, Overlap::None)?))?)
+}
+
+/// The same with what no GPU has checked yet: kernels that follow each other without a gap, and those of Hopper's own.
+///
+/// # Errors
+/// As [`driver`].
+pub fn open_unchecked(ordinal: usize) -> Result<CudaDevice> {
+    let driver = driver(ordinal, Overlap::Dependent)?;
+    Ok(CudaDevice::new(Arc::new(driver))?.with_unchecked())
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ fn every_section_runs_or_says_why_not() {
         String::from_utf8_lossy(&output.stderr)
     );
     let sections = sections(out.path());
-    assert_eq!(sections.len(), 13);
+    assert_eq!(sections.len(), 15);
     for section in &sections {
         let (name, ended) = (section["name"].as_str().expect("a name"), &section["ended"]);
         let figures = section["figures"].as_array().expect("figures");

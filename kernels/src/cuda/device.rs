@@ -33,6 +33,7 @@ const RESERVE_DIVISOR: usize = 20;
 pub struct CudaDevice {
     driver: Arc<dyn Driver>,
     properties: Properties,
+    with_unchecked: bool,
 }
 
 impl CudaDevice {
@@ -42,7 +43,20 @@ impl CudaDevice {
     /// The driver fails.
     pub fn new(driver: Arc<dyn Driver>) -> Result<Self, DriverError> {
         let properties = driver.properties()?;
-        Ok(Self { driver, properties })
+        Ok(Self {
+            driver,
+            properties,
+            with_unchecked: false,
+        })
+    }
+
+    /// Uses kernels too that only a GPU can check, and that none has checked yet.
+    #[must_use]
+    pub fn with_unchecked(self) -> Self {
+        Self {
+            with_unchecked: true,
+            ..self
+        }
     }
 
     fn budget_bytes(&self) -> Result<usize, DriverError> {
@@ -77,7 +91,7 @@ impl Device for CudaDevice {
             weights,
             options,
             gate.positions(),
-            &self.properties,
+            (&self.properties, self.with_unchecked),
             &mut planner,
         )?;
         let memory = DeviceMemory::new(&self.driver, planner.bytes()).map_err(|error| failed(&error))?;

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use galerne_core::weights::WeightSource;
 
+use super::attention_plan::PlanShape;
 use super::driver::{DevicePtr, Driver, Properties};
 use super::experts;
 use super::failed;
 use super::kv::{KvElement, KvLayer};
+use super::launch::attention::with_warpgroups;
 use super::launch::linear::Means;
 use super::launch::rope::{self, Rotation};
 use super::launch::{mixture, sample};
@@ -18,7 +20,33 @@ use super::step::{Addresses, AttentionShapes, Model};
 use super::tables::TableLayout;
 use crate::device::{DeviceError, LoadOptions};
 use crate::layout::{Layout, RowsMax, place};
-use crate::program::{Instr, MixtureSpec, Program};
+use crate::program::{AttentionLayer, Instr, MixtureSpec, Program};
+
+/// What of a device decides how its attention is shaped.
+#[derive(Debug, Clone, Copy)]
+struct Shaping {
+    multiprocessors: u32,
+    /// Whether `attention_prefill_sm90` is used.
+    with_warpgroups: bool,
+}
+
+impl Shaping {
+    fn new(properties: &Properties, with_unchecked: bool) -> Self {
+        Self {
+            multiprocessors: properties.multiprocessors,
+            with_warpgroups: with_unchecked && properties.arch == "sm_90a",
+        }
+    }
+
+    fn shape(self, layer: &AttentionLayer, block_tokens: u32, element: KvElement) -> PlanShape {
+        let shape = PlanShape::new(layer, self.multiprocessors).with_shared_blocks(block_tokens);
+        if !self.with_warpgroups {
+            return shape;
+        }
+        let kv = KvLayer::new(DevicePtr::NULL, 0, layer, block_tokens, element);
+        with_warpgroups(shape, &kv, self.multiprocessors)
+    }
+}
 
 /// A program's memory, planned.
 pub(super) struct ModelPlan<'a> {
@@ -92,7 +120,7 @@ impl<'a> ModelPlan<'a> {
         source: &dyn WeightSource,
         options: LoadOptions,
         positions: usize,
-        properties: &Properties,
+        (properties, with_unchecked): (&Properties, bool),
         planner: &mut Planner,
     ) -> Result<Self, DeviceError> {
         let weights = WeightPlan::new(program, source, planner)?;
@@ -110,11 +138,9 @@ impl<'a> ModelPlan<'a> {
             positions.min(pooled)
         };
         let tables = TableLayout::new(options, positions);
-        let shapes = AttentionShapes::new(
-            program,
-            properties.multiprocessors,
-            options.kv.block_tokens as u32,
-        );
+        let shaping = Shaping::new(properties, with_unchecked);
+        let block_tokens = options.kv.block_tokens as u32;
+        let shapes = AttentionShapes::new(program, |layer| shaping.shape(layer, block_tokens, kv.element));
         let pool = kv.block_bytes.saturating_mul(options.kv.blocks);
         let sampler = SamplerRoom::new(program.output.width, options.sequences_max);
         let mut linear_bytes = weights.linear_workspace_bytes(rows_max.tokens as u32);

@@ -23,7 +23,7 @@ use super::sampler::SamplerRoom;
 use super::tables::{StepRows, TableAddresses, TableLayout};
 use crate::device::{LoadOptions, StepBatch};
 use crate::layout::Layout;
-use crate::program::{Instr, NormKind, NormSpec, Program, RopeId, View, WeightId};
+use crate::program::{AttentionLayer, Instr, NormKind, NormSpec, Program, RopeId, View, WeightId};
 
 /// A program with the addresses of all it uses.
 #[derive(Debug)]
@@ -73,11 +73,11 @@ pub(super) struct AttentionShapes {
 }
 
 impl AttentionShapes {
-    /// Of a program on a device of so many multiprocessors, with KV blocks of so many tokens.
-    pub(super) fn new(program: &Program, multiprocessors: u32, block_tokens: u32) -> Self {
+    /// Of a program whose layers have these.
+    pub(super) fn new(program: &Program, shape: impl Fn(&AttentionLayer) -> PlanShape) -> Self {
         let mut shapes: Vec<PlanShape> = vec![];
         let of_layer = program.layers.iter().map(|layer| {
-            let shape = PlanShape::new(layer, multiprocessors).with_shared_blocks(block_tokens);
+            let shape = shape(layer);
             shapes
                 .iter()
                 .position(|known| *known == shape)

@@ -31,6 +31,8 @@ pub(super) struct GpuCheckArgs {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum DeviceArg {
     Cuda,
+    /// With what no GPU has checked yet
+    CudaUnchecked,
     Cpu,
 }
 
@@ -153,6 +155,7 @@ fn open(device: DeviceArg) -> Result<Box<dyn Device>> {
     Ok(match device {
         DeviceArg::Cpu => Box::new(cpu()?),
         DeviceArg::Cuda => Box::new(kernels::open(0)?),
+        DeviceArg::CudaUnchecked => Box::new(kernels::open_unchecked(0)?),
     })
 }
 

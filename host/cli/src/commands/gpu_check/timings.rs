@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use galerne_kernels::cuda::driver::Driver;
+use galerne_kernels::cuda::native::Overlap;
 use galerne_kernels::cuda::timing::{self, Sizes, Timing};
 
 use super::Figure;
 use crate::kernels;
 
 pub(super) fn run(quick: bool) -> Result<()> {
-    let driver: Arc<dyn Driver> = Arc::new(kernels::driver(0)?);
+    let driver: Arc<dyn Driver> = Arc::new(kernels::driver(0, Overlap::None)?);
     let sizes = if quick { Sizes::Tiny } else { Sizes::Full };
     let mut printed = Ok(());
     timing::run(&driver, sizes, &mut |timing| {
