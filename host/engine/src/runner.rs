@@ -87,11 +87,15 @@ impl Runner {
         if !step.zero.is_empty() {
             self.program.zero_blocks(&step.zero)?;
         }
-        if let Err(error) = self.program.submit(&step.batch) {
-            // Nothing was started: a host bug of this step only.
-            tracing::error!(%error, "bug: the device refused a step");
-            self.engine.fail_step(Instant::now(), &error);
-            return Ok(());
+        match self.program.submit(&step.batch) {
+            Ok(()) => {}
+            Err(error @ DeviceError::Failed { .. }) => return Err(error),
+            Err(error) => {
+                // Nothing was started: a host bug of this step only.
+                tracing::error!(%error, "bug: the device refused a step");
+                self.engine.fail_step(Instant::now(), &error);
+                return Ok(());
+            }
         }
         self.engine.ask_guests();
         self.settle_plans()?;
