@@ -125,7 +125,7 @@ fn logits(program: &mut dyn LoadedProgram, batch: &StepBatch) -> Result<Vec<f32>
 fn best(logits: &[f32]) -> usize {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] || logits[best].is_nan() {
+        if *logit > logits[best] || (logits[best].is_nan() && !logit.is_nan()) {
             best = token;
         }
     }
