@@ -250,7 +250,7 @@ pub trait LoadedProgram: Send {
     /// Starts a step and returns while it runs.
     ///
     /// # Errors
-    /// A batch that breaks its contract; nothing was started.
+    /// A batch that breaks its contract; nothing was started. Or the device failed; the program is unusable.
     fn submit(&mut self, batch: &StepBatch) -> Result<(), DeviceError>;
 
     /// Waits for the step that was submitted last.

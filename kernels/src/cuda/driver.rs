@@ -159,12 +159,8 @@ pub struct Properties {
     pub arch: String,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
-    /// Its memory.
-    pub memory_bytes: usize,
     /// Memory nobody has taken yet.
     pub free_bytes: usize,
-    /// Most dynamic shared memory a block can have.
-    pub shared_bytes_max: u32,
     /// Whether the driver runs [`Product`]s.
     pub has_products: bool,
 }

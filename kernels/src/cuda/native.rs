@@ -210,7 +210,7 @@ impl Inner {
     }
 
     fn load(&mut self, module: &Module) -> Result<(), DriverError> {
-        // SAFETY: the image is whole: our own build made it, and its archive carries a digest.
+        // SAFETY: the image is whole: our own build made it, and a cut or damaged one does not inflate.
         let handle = check("cuModuleLoadData", unsafe {
             result::module::load_data(module.code.as_ptr().cast())
         })?;
@@ -366,19 +366,14 @@ impl Driver for NativeDriver {
     fn properties(&self) -> Result<Properties, DriverError> {
         let inner = &self.inner;
         inner.bind()?;
-        let (free_bytes, memory_bytes) = check("cuMemGetInfo", result::mem_get_info())?;
-        use sys::CUdevice_attribute as Attribute;
+        let (free_bytes, _) = check("cuMemGetInfo", result::mem_get_info())?;
         Ok(Properties {
             name: check("cuDeviceGetName", result::device::get_name(inner.device))?,
             arch: inner.arch.clone(),
             multiprocessors: inner
-                .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
+                .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
                 .unsigned_abs(),
-            memory_bytes,
             free_bytes,
-            shared_bytes_max: inner
-                .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
-                .unsigned_abs(),
             has_products: inner.products.is_some(),
         })
     }

@@ -87,7 +87,7 @@ fn gpus() -> String {
         )
     };
     let found: Vec<String> = found.iter().map(describe).collect();
-    format!("{} (not used: this build serves on the CPU)", found.join("; "))
+    found.join("; ")
 }
 
 fn cuda_kernels() -> String {

@@ -208,9 +208,7 @@ impl Driver for Shim {
             name: "shim".to_owned(),
             arch: "shim".to_owned(),
             multiprocessors: 4,
-            memory_bytes: 1 << 30,
             free_bytes: 1 << 30,
-            shared_bytes_max: 227 << 10,
             has_products: self.has_products,
         })
     }
