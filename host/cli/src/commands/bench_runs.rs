@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use galerne_core::grammar::{GrammarFactory, GrammarSession, GrammarSource};
 use galerne_core::guest::SamplerFactory;
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
@@ -28,6 +28,12 @@ pub(super) enum Way<'a> {
     Grammar(&'a GrammarSource),
 }
 
+/// What decides the tokens of one sequence.
+type Decided = (Sampling, Option<Box<dyn GrammarSession>>);
+
+/// Runs of which one must have had all sequences decode together.
+const ATTEMPTS: usize = 8;
+
 /// When each token of a sequence came.
 struct Times {
     begin: Instant,
@@ -47,22 +53,22 @@ impl Runs<'_> {
     /// Output tokens of all sequences over the time between the last first token and the first last token:
     /// only while all of them decode.
     pub(super) fn decode(&self, sequences: u32, tokens: u32, way: Way<'_>) -> Result<f64> {
+        // Where a model is tiny and the machine busy, a sequence may end before another begins; then it is tried again.
+        for _ in 0..ATTEMPTS {
+            if let Some(rate) = self.decode_once(sequences, tokens, way)? {
+                return Ok(rate);
+            }
+        }
+        bail!("the sequences never decoded together; give a larger --decode")
+    }
+
+    /// `None` where the sequences never decoded together.
+    fn decode_once(&self, sequences: u32, tokens: u32, way: Way<'_>) -> Result<Option<f64>> {
+        // Sessions take time to make; so all are there before the first sequence begins.
+        let decided: Vec<_> = (0..sequences).map(|_| self.decide(way)).collect::<Result<_>>()?;
         let (sender, receiver) = channel();
         let mut begins = Vec::new();
-        for index in 0..sequences {
-            let plan = Sampling::Plan(SamplingPlan::default());
-            let waker = self.engine.waker();
-            let decided = match way {
-                Way::Plain => (plan, None),
-                Way::Guest(factory) => {
-                    let session = factory.session("{}", self.engine.vocabulary(), 1, waker)?;
-                    (Sampling::Guest(session), None)
-                }
-                Way::Grammar(source) => {
-                    let grammars = self.grammars.context("this model has no grammars")?;
-                    (plan, Some(grammars.session(source, waker)?))
-                }
-            };
+        for (index, decided) in (0..).zip(decided) {
             begins.push(self.submit(index, self.context, tokens, decided, sender.clone())?);
         }
         let times = collect(sequences as usize, &receiver, &begins)?;
@@ -80,11 +86,23 @@ impl Runs<'_> {
             .iter()
             .map(|times| times.tokens.iter().filter(|at| *at > from && *at <= to).count())
             .sum();
-        ensure!(
-            counted > 0,
-            "the sequences never decoded together; give a larger --decode"
-        );
-        Ok(counted as f64 / (*to - *from).as_secs_f64())
+        Ok((counted > 0).then(|| counted as f64 / (*to - *from).as_secs_f64()))
+    }
+
+    fn decide(&self, way: Way<'_>) -> Result<Decided> {
+        let plan = Sampling::Plan(SamplingPlan::default());
+        let waker = self.engine.waker();
+        Ok(match way {
+            Way::Plain => (plan, None),
+            Way::Guest(factory) => {
+                let session = factory.session("{}", self.engine.vocabulary(), 1, waker)?;
+                (Sampling::Guest(session), None)
+            }
+            Way::Grammar(source) => {
+                let grammars = self.grammars.context("this model has no grammars")?;
+                (plan, Some(grammars.session(source, waker)?))
+            }
+        })
     }
 
     fn submit(
@@ -92,7 +110,7 @@ impl Runs<'_> {
         index: u32,
         prompt_tokens: u32,
         tokens_max: u32,
-        (sampling, grammar): (Sampling, Option<Box<dyn GrammarSession>>),
+        (sampling, grammar): Decided,
         sender: Sender<(usize, Arrival)>,
     ) -> Result<Instant> {
         let vocabulary = self.engine.vocabulary();
