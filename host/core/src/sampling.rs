@@ -28,6 +28,9 @@ pub struct SamplingPlan {
     pub bias: Vec<(TokenId, f32)>,
     /// If not empty these tokens come next, in order, whatever the logits say.
     pub forced: Vec<TokenId>,
+    /// What the guest believes will come next, in order. The engine may compute these tokens in the step that draws the
+    /// first of them and keep the beginning that it would have drawn anyway; they never change what is drawn.
+    pub proposed: Vec<TokenId>,
     /// Steps this plan stays valid before the guest is asked again; 0 means until the end.
     pub valid_steps: u32,
     /// If above 0 the host draws nothing and shows the guest so many of the most likely tokens after the
@@ -47,6 +50,7 @@ impl Default for SamplingPlan {
             presence_penalty: 0.0,
             bias: Vec::new(),
             forced: Vec::new(),
+            proposed: Vec::new(),
             valid_steps: 0,
             candidates: 0,
         }
@@ -117,16 +121,8 @@ impl SamplingPlan {
                 got: self.bias.len().to_string(),
             });
         }
-        for token in &self.forced {
-            check_token("forced", *token, vocabulary)?;
-        }
-        if self.forced.len() > 4_096 {
-            return Err(PlanError {
-                field: "forced".into(),
-                expected: "at most 4096 tokens".into(),
-                got: self.forced.len().to_string(),
-            });
-        }
+        check_tokens("forced", &self.forced, vocabulary)?;
+        check_tokens("proposed", &self.proposed, vocabulary)?;
         if self.candidates as usize > candidates_max {
             return Err(PlanError {
                 field: "candidates".into(),
@@ -136,6 +132,19 @@ impl SamplingPlan {
         }
         Ok(())
     }
+}
+
+fn check_tokens(field: &'static str, tokens: &[TokenId], vocabulary: u32) -> Result<(), PlanError> {
+    if tokens.len() > 4_096 {
+        return Err(PlanError {
+            field: field.into(),
+            expected: "at most 4096 tokens".into(),
+            got: tokens.len().to_string(),
+        });
+    }
+    tokens
+        .iter()
+        .try_for_each(|token| check_token(field, *token, vocabulary))
 }
 
 fn check_token(field: &'static str, token: TokenId, vocabulary: u32) -> Result<(), PlanError> {

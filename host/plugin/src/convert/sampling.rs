@@ -41,6 +41,7 @@ pub(crate) fn plan(plan: wit::Plan) -> SamplingPlan {
             .map(|bias| (TokenId(bias.token), bias.value))
             .collect(),
         forced: plan.forced.into_iter().map(TokenId).collect(),
+        proposed: Vec::new(),
         valid_steps: plan.valid_steps,
         candidates: plan.candidates,
     }
@@ -77,6 +78,7 @@ mod tests {
                 top_p: 8.0,
                 min_p: 9.0,
                 forced: vec![TokenId(10), TokenId(11)],
+                proposed: Vec::new(),
                 valid_steps: 12,
                 candidates: 13,
             }
