@@ -28,10 +28,21 @@ pub struct SamplingPlan {
     pub bias: Vec<(TokenId, f32)>,
     /// If not empty these tokens come next, in order, whatever the logits say.
     pub forced: Vec<TokenId>,
-    /// What the guest believes will come next, in order. The engine may compute these tokens in the step that draws the
-    /// first of them and keep the beginning that it would have drawn anyway; they never change what is drawn.
+    /// What the guest believes comes next, in order, beginning with the token that this plan draws first: entry `i` is its
+    /// guess for the output position [`PlanStep::position`](crate::guest::PlanStep::position)` + i`. Guesses never change what
+    /// is drawn, only how many tokens a step draws: the engine computes them in the same step, draws at each by this plan
+    /// as if the step before had ended there, and keeps the draws up to the first that was not guessed, or the one behind
+    /// the last guess.
+    ///
+    /// With that token a plan that proposes ends, whatever `valid_steps` above that says, and the next is asked for at
+    /// once: an answer within the engine's grace, which is some hundred microseconds, is in time for the next step, so that
+    /// guesses may depend on the token just drawn. A later one, like the first, comes while a step draws one token; if that
+    /// is the first guess, the others are used in the next step. All these draws are this plan's, so `valid_steps` is 0 or
+    /// more than the number of guesses. Who has nothing to propose leaves this empty and sets `valid_steps` to 1.
+    ///
+    /// Ignored where the plan forces tokens, asks for candidates or has penalties; under a grammar no guess is computed.
     pub proposed: Vec<TokenId>,
-    /// Steps this plan stays valid before the guest is asked again; 0 means until the end.
+    /// Tokens this plan draws before the guest is asked again; 0 means until the end.
     pub valid_steps: u32,
     /// If above 0 the host draws nothing and shows the guest so many of the most likely tokens after the
     /// filters above; the guest chooses.
