@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::{Capabilities, CapabilitySession};
 use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
+use crate::grammar::GrammarSession;
 use crate::graph::Graph;
 use crate::ids::TokenId;
 use crate::limits::GuestLimits;
@@ -129,6 +130,11 @@ pub trait SamplerSession: Send {
     fn request_plan(&mut self, step: PlanStep);
     /// The plan, if it is there. Ready once per request.
     fn take_plan(&mut self) -> Answer<SamplingPlan>;
+    /// The grammar that the plan just taken brings, if it does: what is drawn as long as the plan is valid is kept to it. The
+    /// session learns from [`PlanStep::accepted`] what was drawn, and tells the grammar what this did not hear itself.
+    fn take_grammar(&mut self) -> Option<Box<dyn GrammarSession>> {
+        None
+    }
     /// Shows candidates, most likely first. Answered through [`take_choice`](Self::take_choice).
     fn request_choice(&mut self, candidates: Vec<Candidate>);
     /// Called on every session that was asked something, when all of them have been.

@@ -166,7 +166,7 @@ impl Engine {
             if let Some(sequence) = self.sequences.get_mut(&entry.id) {
                 let position = u32::try_from(sequence.output_tokens()).unwrap_or(u32::MAX);
                 sequence.sampler.ask_plan(position);
-                if let Some(constraint) = &mut sequence.constraint {
+                if let Some(constraint) = sequence.constraint_mut() {
                     constraint.ask();
                 }
             }
@@ -213,6 +213,8 @@ impl Engine {
 
     /// Takes the answers of one sequence's guest and grammar, if they have come. Whether one is still missing.
     fn poll(&mut self, now: Instant, id: SequenceId) -> bool {
+        // Both are looked at each time: the guest's answer is in force from when it came, and may bring a grammar.
+        let guest_is_late = self.poll_guest(now, id);
         match self.poll_grammar(id) {
             Ok(Allowed::End) => {
                 if let Some(sequence) = self.remove(now, id) {
@@ -220,8 +222,7 @@ impl Engine {
                 }
                 false
             }
-            // Both are looked at each time: the guest's answer is in force from when it came.
-            Ok(allowed) => self.poll_guest(now, id) | (allowed == Allowed::Pending),
+            Ok(allowed) => guest_is_late || allowed == Allowed::Pending,
             Err(error) => {
                 self.fail(now, id, error);
                 false
@@ -232,19 +233,20 @@ impl Engine {
     /// Takes a grammar's answer, if one is awaited and has come.
     fn poll_grammar(&mut self, id: SequenceId) -> Result<Allowed, SequenceError> {
         let sequence = self.sequences.get_mut(&id);
-        let constraint = sequence.and_then(|sequence| sequence.constraint.as_mut());
+        let constraint = sequence.and_then(Sequence::constraint_mut);
         constraint.map_or(Ok(Allowed::Known), |constraint| Ok(constraint.poll()?))
     }
 
     /// Takes a guest's answer, if one is awaited and has come. Whether it is still missing.
     fn poll_guest(&mut self, now: Instant, id: SequenceId) -> bool {
         let limits = self.admission.limits;
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return false;
+        };
         let bounds = PlanBounds {
             vocabulary: self.admission.vocabulary,
             candidates_max: limits.candidates_max,
-        };
-        let Some(sequence) = self.sequences.get_mut(&id) else {
-            return false;
+            constrained: sequence.is_constrained(),
         };
         match sequence.sampler.poll(bounds, sequence.logprobs) {
             Ok(Polled::Pending) => true,
@@ -494,7 +496,7 @@ impl Drop for Engine {
 }
 
 fn decide(sequence: &Sequence) -> Draw {
-    if sequence.sampler.plan().is_none() || (sequence.constraint.is_some() && sequence.mask().is_none()) {
+    if sequence.sampler.plan().is_none() || (sequence.constraint().is_some() && sequence.mask().is_none()) {
         return Draw::SatOut;
     }
     // Where a grammar leaves one token there is nothing to draw. A plan's own tokens come whatever the grammar says, which

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use galerne_core::guest::{Answer, PlanStep, SamplerSession};
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::TokenLogprobs;
-use galerne_core::sampling::{Candidate, SamplingPlan};
+use galerne_core::sampling::{Candidate, PlanError, SamplingPlan};
 use galerne_kernels::device::TokenCount;
 
+use crate::constraint::Constraint;
 use crate::request::{Sampling, SequenceError};
 
 /// What checks a guest's plan.
@@ -16,6 +17,8 @@ use crate::request::{Sampling, SequenceError};
 pub(crate) struct PlanBounds {
     pub(crate) vocabulary: u32,
     pub(crate) candidates_max: usize,
+    /// Whether the request has a grammar: then a plan brings none.
+    pub(crate) constrained: bool,
 }
 
 /// What became of a guest's open question.
@@ -44,9 +47,19 @@ pub(crate) struct Sampler {
 struct ActivePlan {
     plan: SamplingPlan,
     used_steps: usize,
+    /// What it keeps the output to.
+    constraint: Option<Constraint>,
 }
 
 impl ActivePlan {
+    fn new(plan: SamplingPlan, constraint: Option<Constraint>) -> Self {
+        Self {
+            plan,
+            used_steps: 0,
+            constraint,
+        }
+    }
+
     /// Steps until the guest is asked again. All forced tokens come even if the plan is valid for fewer steps:
     /// "these tokens come next, in order" would be broken otherwise.
     fn expired(&self) -> bool {
@@ -74,7 +87,7 @@ impl Sampler {
             Sampling::Plan(mut plan) => {
                 // Nobody could be asked again.
                 plan.valid_steps = 0;
-                (Some(ActivePlan { plan, used_steps: 0 }), None)
+                (Some(ActivePlan::new(plan, None)), None)
             }
             Sampling::Guest(session) => (
                 None,
@@ -95,6 +108,16 @@ impl Sampler {
     /// The plan in force.
     pub(crate) fn plan(&self) -> Option<&SamplingPlan> {
         self.active.as_ref().map(|active| &active.plan)
+    }
+
+    /// The grammar of the plan in force, if it brings one.
+    pub(crate) fn constraint(&self) -> Option<&Constraint> {
+        self.active.as_ref()?.constraint.as_ref()
+    }
+
+    /// The same, to ask it.
+    pub(crate) fn constraint_mut(&mut self) -> Option<&mut Constraint> {
+        self.active.as_mut()?.constraint.as_mut()
     }
 
     /// The token the plan forces next.
@@ -176,8 +199,16 @@ impl Sampler {
                 Answer::Ready(plan) => {
                     let plan = plan?;
                     plan.check(bounds.vocabulary, bounds.candidates_max)?;
+                    let mut constraint = guest.session.take_grammar().map(Constraint::new);
+                    if let Some(constraint) = &mut constraint {
+                        if bounds.constrained {
+                            return Err(second_grammar().into());
+                        }
+                        // The plan has come for a token that is about to be drawn.
+                        constraint.ask();
+                    }
                     guest.question = Question::None;
-                    self.active = Some(ActivePlan { plan, used_steps: 0 });
+                    self.active = Some(ActivePlan::new(plan, constraint));
                     Ok(Polled::Plan)
                 }
             },
@@ -213,6 +244,9 @@ impl Sampler {
         }
         if let Some(active) = &mut self.active {
             active.used_steps += 1;
+            if let Some(constraint) = &mut active.constraint {
+                constraint.accept(token);
+            }
             if active.expired() {
                 self.active = None;
             }
@@ -232,6 +266,15 @@ impl Sampler {
             Some(seen) if self.plan().is_some_and(has_penalties) => &seen.counts,
             _ => &[],
         }
+    }
+}
+
+/// Whichever won, one of the two would be broken without a word.
+fn second_grammar() -> PlanError {
+    PlanError {
+        field: "grammar".into(),
+        expected: "none where the request has its own (response_format and the like)".into(),
+        got: "one".to_owned(),
     }
 }
 
@@ -304,10 +347,7 @@ mod tests {
 
     #[test]
     fn forced_tokens_come_in_order_and_outlive_a_short_validity() {
-        let mut active = ActivePlan {
-            plan: forced(&[5, 6], 1),
-            used_steps: 0,
-        };
+        let mut active = ActivePlan::new(forced(&[5, 6], 1), None);
         active.used_steps += 1;
         assert!(!active.expired());
         active.used_steps += 1;

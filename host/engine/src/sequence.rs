@@ -27,7 +27,8 @@ pub(crate) struct Sequence {
     pub(crate) logprobs: Option<u32>,
     pub(crate) seed: u64,
     pub(crate) sampler: Sampler,
-    pub(crate) constraint: Option<Constraint>,
+    /// The request's own grammar.
+    constraint: Option<Constraint>,
     /// Whether it has been in the batch before.
     pub(crate) admitted: bool,
     pub(crate) usage: Usage,
@@ -93,12 +94,27 @@ impl Sequence {
 
     /// Whether something was asked for without which a step could not draw.
     pub(crate) fn awaits_step(&self) -> bool {
-        self.sampler.awaits_plan() || self.constraint.as_ref().is_some_and(Constraint::awaits)
+        self.sampler.awaits_plan() || self.constraint().is_some_and(Constraint::awaits)
+    }
+
+    /// Whether the request has its own grammar.
+    pub(crate) fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// The grammar in force: the request's own, or else the plan's. There are never both.
+    pub(crate) fn constraint(&self) -> Option<&Constraint> {
+        self.constraint.as_ref().or_else(|| self.sampler.constraint())
+    }
+
+    /// The same, to ask it.
+    pub(crate) fn constraint_mut(&mut self) -> Option<&mut Constraint> {
+        self.constraint.as_mut().or_else(|| self.sampler.constraint_mut())
     }
 
     /// The tokens that may come next, where a grammar says so.
     pub(crate) fn mask(&self) -> Option<&TokenMask> {
-        self.constraint.as_ref().and_then(Constraint::mask)
+        self.constraint().and_then(Constraint::mask)
     }
 
     /// Keys of the first `count` whole blocks of tokens; none if the prefix cache is not used.

@@ -85,6 +85,54 @@ fn only_allowed_tokens_come_and_the_end_comes_by_itself() {
 }
 
 #[test]
+fn a_plan_brings_a_grammar_that_holds_like_the_requests_own() {
+    for (valid_steps, candidates, delay) in [(1, 0, 0), (3, 0, 1), (0, 0, 2), (1, 3, 0), (2, 2, 1)] {
+        let manner = Manner {
+            valid_steps,
+            candidates,
+            delays: [delay; 3],
+            ..Manner::default()
+        };
+        let guest = |keeps| Request {
+            sampling: Sampling::Guest(Box::new(FakeGuest::new(Manner { keeps, ..manner }))),
+            ..warm()
+        };
+        let mut bench = Bench::new(limits(32, 4, 64, 4), 64);
+        let by_plan = bench.submit(guest(true));
+        let by_request = bench.submit(kept(FakeGrammar::new([0; 3]), guest(false)));
+        bench.drain();
+        assert_allowed(&by_plan.tokens());
+        assert_eq!(by_plan.tokens().len(), LENGTH, "{:?}", by_plan.end());
+        assert_eq!(by_plan.tokens(), by_request.tokens(), "{manner:?}");
+    }
+}
+
+#[test]
+fn a_second_grammar_ends_the_sequence() {
+    let mut bench = Bench::new(limits(32, 4, 64, 4), 64);
+    let guest = Manner {
+        keeps: true,
+        ..Manner::default()
+    };
+    let record = bench.submit(kept(
+        FakeGrammar::new([0; 3]),
+        Request {
+            sampling: Sampling::Guest(Box::new(FakeGuest::new(guest))),
+            ..warm()
+        },
+    ));
+    let other = bench.submit(kept(FakeGrammar::new([0; 3]), warm()));
+    bench.drain();
+    let Some(Event::Failed(error @ SequenceError::Plan(_))) = record.end() else {
+        panic!("{:?}", record.end())
+    };
+    let words = "grammar must be none where the request has its own";
+    assert!(error.to_string().contains(words), "{error}");
+    assert!(record.tokens().is_empty());
+    assert_eq!(other.tokens().len(), LENGTH);
+}
+
+#[test]
 fn a_late_grammar_sits_out_while_others_go_on() {
     let mut bench = Bench::new(limits(32, 4, 64, 4), 64);
     let late = bench.submit(kept(FakeGrammar::new([40; 3]), request(&[1, 2, 3], 2)));

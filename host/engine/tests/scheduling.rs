@@ -94,12 +94,13 @@ fn spec() -> impl Strategy<Value = Spec> {
             ..SamplingPlan::default()
         }),
     ];
-    let manner = (any::<[u8; 3]>(), 0..4_u32, 0..5_u32, 0..4_u32).prop_map(
-        |(delays, valid_steps, candidates, forces_every)| Manner {
+    let manner = (any::<[u8; 3]>(), 0..4_u32, 0..5_u32, 0..4_u32, any::<bool>()).prop_map(
+        |(delays, valid_steps, candidates, forces_every, keeps)| Manner {
             delays: delays.map(|d| d % 4),
             valid_steps,
             candidates,
             forces_every,
+            keeps,
             traps_at: None,
         },
     );
@@ -122,8 +123,11 @@ fn spec() -> impl Strategy<Value = Spec> {
                 tail,
                 tokens_max,
                 stops,
+                // A request and its guest do not both bring one.
+                grammar: grammar
+                    .filter(|_| !matches!(&rule, Rule::Guest(manner) if manner.keeps))
+                    .map(|delays| delays.map(|delay| delay % 4)),
                 rule,
-                grammar: grammar.map(|delays| delays.map(|delay| delay % 4)),
                 seed,
                 logprobs,
                 cache,

@@ -22,9 +22,14 @@ pub struct FakeGrammar {
 
 impl FakeGrammar {
     pub fn new(delays: [u8; 3]) -> Self {
+        Self::after(Vec::new(), delays)
+    }
+
+    /// One that has taken these tokens already.
+    pub fn after(accepted: Vec<TokenId>, delays: [u8; 3]) -> Self {
         Self {
             delays,
-            accepted: Vec::new(),
+            accepted,
             questions: 0,
             looks_left: None,
             fails_at: None,

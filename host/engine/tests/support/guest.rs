@@ -1,8 +1,11 @@
 //! Sampling guests for tests: deterministic in what they answer, arbitrary in when, strict about the protocol.
 
+use galerne_core::grammar::GrammarSession;
 use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerSession};
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::{Candidate, SamplingPlan};
+
+use super::grammar::FakeGrammar;
 
 /// How a guest behaves.
 #[derive(Debug, Clone, Copy, Default)]
@@ -15,6 +18,8 @@ pub struct Manner {
     pub candidates: u32,
     /// Every so many plans it forces two tokens; 0 never.
     pub forces_every: u32,
+    /// Its plans bring a grammar.
+    pub keeps: bool,
     /// It traps at the plan of this position.
     pub traps_at: Option<u32>,
 }
@@ -101,6 +106,12 @@ impl SamplerSession for FakeGuest {
             candidates: self.manner.candidates,
             ..SamplingPlan::default()
         }))
+    }
+
+    fn take_grammar(&mut self) -> Option<Box<dyn GrammarSession>> {
+        self.manner.keeps.then(|| -> Box<dyn GrammarSession> {
+            Box::new(FakeGrammar::after(self.accepted.clone(), self.manner.delays))
+        })
     }
 
     fn request_choice(&mut self, candidates: Vec<Candidate>) {
