@@ -1,6 +1,7 @@
 //! What bytes each token stands for: byte-level and sentencepiece vocabularies. Must not know how text becomes tokens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use galerne_core::ids::TokenId;
 use serde::Deserialize;
@@ -19,21 +20,22 @@ enum Scheme {
     Literal,
 }
 
-/// One token of the vocabulary.
-#[derive(Debug, Clone, Default)]
-struct Entry {
-    name: Option<String>,
-    /// Where its bytes lie in the table.
-    start: usize,
-    end: usize,
-    special: bool,
+/// Where a token's name and bytes end in the tables. They begin where those of the token before end.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ends {
+    name: u32,
+    bytes: u32,
 }
 
-/// The bytes and kinds of all tokens.
+/// The bytes and kinds of all tokens. Names and bytes lie one after another: a string of its own for each of a hundred
+/// thousand tokens would take megabytes.
 #[derive(Debug)]
 pub(super) struct Spelling {
-    entries: Vec<Entry>,
+    /// By id; ids that no token has are empty.
+    ends: Vec<Ends>,
+    names: String,
     bytes: Vec<u8>,
+    special: BTreeSet<u32>,
     added: BTreeMap<u32, String>,
     added_ids: BTreeMap<String, u32>,
     unknown: Option<TokenId>,
@@ -52,6 +54,19 @@ struct File {
 struct Model {
     #[serde(default)]
     unk_token: Option<String>,
+}
+
+impl Ends {
+    fn of(names: &str, bytes: &[u8]) -> Result<Self, TokenizerError> {
+        let end = |len: usize| {
+            u32::try_from(len)
+                .map_err(|_| TokenizerError::Parse("its tokens are longer than 4 GiB".to_owned()))
+        };
+        Ok(Self {
+            name: end(names.len())?,
+            bytes: end(bytes.len())?,
+        })
+    }
 }
 
 impl Spelling {
@@ -81,24 +96,22 @@ impl Spelling {
         }
         let added_tokens = tokenizer.get_added_tokens_decoder();
         let bytes_of_chars = byte_level_table();
-        let mut entries = vec![Entry::default(); names.last().map_or(0, |(id, _)| *id as usize + 1)];
-        let mut bytes = Vec::new();
-        for (id, name) in names {
-            let start = bytes.len();
-            let added = added_tokens.get(&id);
-            let special = added.is_some_and(|token| token.special);
-            match (special, added) {
-                (true, _) => {}
-                (false, Some(_)) => bytes.extend_from_slice(name.as_bytes()),
-                (false, None) => append_bytes(scheme, &name, &bytes_of_chars, &mut bytes),
+        let mut ends = Vec::with_capacity(names.last().map_or(0, |(id, _)| *id as usize + 1));
+        let (mut all_names, mut bytes) = (String::new(), Vec::new());
+        for (id, name) in &names {
+            ends.resize(*id as usize, Ends::of(&all_names, &bytes)?);
+            match added_tokens.get(id) {
+                Some(token) if token.special => {}
+                Some(_) => bytes.extend_from_slice(name.as_bytes()),
+                None => append_bytes(scheme, name, &bytes_of_chars, &mut bytes),
             }
-            entries[id as usize] = Entry {
-                name: Some(name),
-                start,
-                end: bytes.len(),
-                special,
-            };
+            all_names.push_str(name);
+            ends.push(Ends::of(&all_names, &bytes)?);
         }
+        let special = added_tokens
+            .iter()
+            .filter_map(|(id, token)| token.special.then_some(*id))
+            .collect();
         let added: BTreeMap<u32, String> = added_tokens
             .iter()
             .map(|(id, token)| (*id, token.content.clone()))
@@ -110,9 +123,13 @@ impl Spelling {
             .and_then(|name| tokenizer.token_to_id(&name))
             .map(TokenId);
         let marks_start = scheme == Scheme::Metaspace && strips_start(&file.decoder);
+        all_names.shrink_to_fit();
+        bytes.shrink_to_fit();
         Ok(Self {
-            entries,
+            ends,
+            names: all_names,
             bytes,
+            special,
             added,
             added_ids,
             unknown,
@@ -120,21 +137,27 @@ impl Spelling {
         })
     }
 
-    fn entry(&self, token: TokenId) -> Option<&Entry> {
-        self.entries.get(token.index())
+    /// Where a token's name or bytes lie, as `end` picks.
+    fn range(&self, token: TokenId, end: fn(&Ends) -> u32) -> Range<usize> {
+        let Some(to) = self.ends.get(token.index()) else {
+            return 0..0;
+        };
+        let before = token.index().checked_sub(1);
+        let from = before.map_or(0, |at| end(&self.ends[at]));
+        from as usize..end(to) as usize
     }
 
     pub(super) fn bytes(&self, token: TokenId) -> &[u8] {
-        self.entry(token)
-            .map_or(&[], |entry| &self.bytes[entry.start..entry.end])
+        &self.bytes[self.range(token, |ends| ends.bytes)]
     }
 
     pub(super) fn name(&self, token: TokenId) -> Option<&str> {
-        self.entry(token)?.name.as_deref()
+        let name = &self.names[self.range(token, |ends| ends.name)];
+        (!name.is_empty()).then_some(name)
     }
 
     pub(super) fn is_special(&self, token: TokenId) -> bool {
-        self.entry(token).is_some_and(|entry| entry.special)
+        self.special.contains(&token.0)
     }
 
     pub(super) fn is_unknown(&self, token: TokenId) -> bool {
@@ -150,7 +173,7 @@ impl Spelling {
     }
 
     pub(super) fn vocabulary(&self) -> u32 {
-        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.ends.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether the first token of a text begins with a space that is not part of the text.

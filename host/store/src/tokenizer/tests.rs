@@ -122,3 +122,24 @@ fn foreign_bytes_are_an_error() {
         );
     }
 }
+
+#[test]
+fn ids_that_no_token_has_are_empty() {
+    let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": {"first": 1, "last": 4}, "unk_token": "first"}}"#;
+    let tokenizer = Tokenizer::from_bytes(json.as_bytes()).expect("tokenizer");
+    assert_eq!(tokenizer.vocabulary(), 5);
+    for (id, name) in [
+        (0, None),
+        (1, Some("first")),
+        (2, None),
+        (3, None),
+        (4, Some("last")),
+        (5, None),
+    ] {
+        let id = TokenId(id);
+        assert_eq!(tokenizer.token_name(id), name);
+        assert_eq!(tokenizer.token_bytes(id), name.unwrap_or_default().as_bytes());
+    }
+}
