@@ -324,6 +324,13 @@ fn the_host_calls_a_deployments_tool_and_the_model_goes_on() {
     );
 }
 
+/// What stands before the word "fuel".
+fn fuel(said: &str) -> Vec<u64> {
+    let words: Vec<&str> = said.split([' ', ')', '\n']).collect();
+    let numbers = words.windows(2).filter(|pair| pair[1] == "fuel");
+    numbers.map(|pair| pair[0].parse().expect("a number")).collect()
+}
+
 /// From `plugin new` to a served deployment, as the guide says, with the guest in a cell and in the host's process.
 #[test]
 fn a_new_plugin_is_built_outside_the_repository_and_served() {
@@ -357,6 +364,10 @@ fn a_new_plugin_is_built_outside_the_repository_and_served() {
             said.contains("all 2 cases hold") && said.contains("MiB of memory"),
             "{said}"
         );
+        let (spent, again) = (fuel(&said), fuel(&local(&["plugin", "test", &name])));
+        assert_eq!(spent.len(), 3, "of two cases and of all: {said}");
+        assert!(spent.iter().all(|spent| *spent > 100), "{said}");
+        assert_eq!(spent, again, "{world}: the same calls, other fuel");
     }
     // A case that does not hold fails the command.
     let cases = folder.join("my-tool/tests.toml");

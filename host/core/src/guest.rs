@@ -409,6 +409,10 @@ pub trait GuestLoader: Send + Sync {
     /// What became of guests' calls.
     fn stats(&self) -> GuestStats;
 
+    /// What guests have executed, by their names: about one unit for each WebAssembly instruction. Empty where that is not
+    /// counted.
+    fn fuel(&self) -> Vec<(String, u64)>;
+
     /// The bounds on every guest.
     fn limits(&self) -> GuestLimits;
 }

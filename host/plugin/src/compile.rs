@@ -43,6 +43,7 @@ pub(crate) struct Compiler {
     compatibility: u64,
     source: CodeSource,
     limits: CompileLimits,
+    count_fuel: bool,
     folder: Option<ArtifactFolder>,
     // A std Mutex: held for a look-up, never while compiling. Two threads that bring the same new component
     // both compile it, which wastes time once and blocks nobody.
@@ -62,6 +63,7 @@ impl Compiler {
             engine,
             source,
             limits: options.compile,
+            count_fuel: options.count_fuel,
             folder: folder.map(ArtifactFolder::open).transpose()?,
             compiled: Mutex::default(),
         })
@@ -111,7 +113,9 @@ impl Compiler {
         }
         let artifact = match &self.source {
             CodeSource::Given => return Ok(Artifact::trusted(bytes.to_vec())),
-            CodeSource::Worker(program) => compile_process::compile(program, &self.limits, bytes)?,
+            CodeSource::Worker(program) => {
+                compile_process::compile(program, &self.limits, self.count_fuel, bytes)?
+            }
             CodeSource::Here => self
                 .engine
                 .precompile_component(bytes)

@@ -23,6 +23,8 @@ use crate::sandbox::{self, Bounds, SandboxError};
 
 /// The sub-command of the worker's program.
 const COMMAND: &str = "compile-guest";
+/// Its option for code that counts what it executes.
+const COUNT_FUEL: &str = "--count-fuel";
 /// How a process ends whose component is not one: its reason is on standard error.
 const EXIT_BROKEN: i32 = 3;
 /// Bytes of a reason that are read.
@@ -55,12 +57,13 @@ impl CompileError {
 pub(crate) fn compile(
     program: &Path,
     limits: &CompileLimits,
+    count_fuel: bool,
     component: &[u8],
 ) -> Result<Artifact, CompileError> {
     let started = Instant::now();
     let (ours, theirs) =
         UnixStream::pair().map_err(|error| CompileError::process("make a socket", &error))?;
-    let child = spawn(program, limits, theirs)
+    let child = spawn(program, limits, count_fuel, theirs)
         .map_err(|error| CompileError::process(&format!("start {} {COMMAND}", program.display()), &error))?;
     let mut child = Ended(child);
     let talked = talk(ours, limits, started, component);
@@ -100,12 +103,13 @@ fn drop_alive(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn spawn(program: &Path, limits: &CompileLimits, socket: UnixStream) -> io::Result<Child> {
+fn spawn(program: &Path, limits: &CompileLimits, count_fuel: bool, socket: UnixStream) -> io::Result<Child> {
     let input = OwnedFd::from(socket.try_clone()?);
     Command::new(program)
         .arg(COMMAND)
         .arg(limits.cpu.as_secs().max(1).to_string())
         .arg(limits.memory_bytes_max.to_string())
+        .args(count_fuel.then_some(COUNT_FUEL))
         .env_clear()
         // A terminal's Ctrl-C is for the host.
         .process_group(0)
@@ -221,18 +225,18 @@ pub enum CompileProcessError {
 }
 
 /// The other side, `galerne compile-guest`: confines itself, reads a component from standard input until its end, writes the
-/// compiled code to standard output. A component that is none ends this process with its reason on standard error.
+/// compiled code, which counts fuel or does not, to standard output. A component that is none ends this process with its reason on standard error.
 ///
 /// # Errors
 /// Anything that is not the component's fault.
-pub fn compile_guest(cpu: Duration, memory_bytes: u64) -> Result<(), CompileProcessError> {
+pub fn compile_guest(cpu: Duration, memory_bytes: u64, count_fuel: bool) -> Result<(), CompileProcessError> {
     sandbox::confine(Bounds {
         cpu_s: Some(cpu.as_secs()),
         memory_bytes,
     })?;
     let mut component = Vec::new();
     io::stdin().lock().read_to_end(&mut component)?;
-    let engine = runtime::compiling_engine(&GuestLimits::default())?;
+    let engine = runtime::compiling_engine(&GuestLimits::default(), count_fuel)?;
     match engine.precompile_component(&component) {
         Ok(artifact) => {
             let mut out = io::stdout().lock();

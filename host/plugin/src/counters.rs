@@ -1,6 +1,8 @@
-//! Counts guests' failures by their kind, their time and their memory. Knows no guest.
+//! Counts guests' failures by their kind, their time and their memory, and their fuel by name. Knows no guest.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use galerne_core::guest::{GuestError, GuestStats};
@@ -15,6 +17,8 @@ pub(crate) struct Counters {
     lost: AtomicU64,
     busy_us: AtomicU64,
     memory_peak_bytes: AtomicU64,
+    // A std Mutex: held for an addition, and only where fuel is counted.
+    fuel: Mutex<BTreeMap<Arc<str>, u64>>,
 }
 
 impl Counters {
@@ -24,6 +28,21 @@ impl Counters {
         self.busy_us.fetch_add(own_us, Ordering::Relaxed);
         self.memory_peak_bytes
             .fetch_max(memory_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts the fuel of a call.
+    pub(crate) fn spent(&self, guest: &Arc<str>, fuel: u64) {
+        let mut spent = self.fuel.lock().unwrap_or_else(PoisonError::into_inner);
+        *spent.entry(Arc::clone(guest)).or_default() += fuel;
+    }
+
+    /// All fuel so far, by guest.
+    pub(crate) fn fuel(&self) -> Vec<(String, u64)> {
+        let spent = self.fuel.lock().unwrap_or_else(PoisonError::into_inner);
+        spent
+            .iter()
+            .map(|(guest, fuel)| (guest.to_string(), *fuel))
+            .collect()
     }
 
     /// Counts an error that ends a guest's request. A refusal is an answer like any other, and what is never loaded fails

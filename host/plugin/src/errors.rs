@@ -32,6 +32,11 @@ pub enum PluginError {
     /// Processes for guests need a program to run in them.
     #[error("plugin options: isolation in processes needs worker, the program to start")]
     NoWorker,
+    /// What a cell counts does not reach this process.
+    #[error(
+        "plugin options: fuel is counted in this process only; with count_fuel, isolation must be in-process"
+    )]
+    FuelInCells,
     /// The folder of compiled guests cannot be used.
     #[error("use the folder of compiled guests {}: {source}", .folder.display())]
     Artifacts {

@@ -61,6 +61,9 @@ pub struct PluginOptions {
     pub isolation: Isolation,
     /// Bounds on each cell.
     pub cell: CellLimits,
+    /// Whether guests' code counts what it executes, see [`PluginHost::fuel`]: for tests of guests, which it slows down.
+    /// Only in this process.
+    pub count_fuel: bool,
 }
 
 /// Where tenants' guests run; guests without a tenant run in this process in any case.
@@ -86,6 +89,7 @@ impl Default for PluginOptions {
             artifacts: None,
             isolation: Isolation::default(),
             cell: CellLimits::default(),
+            count_fuel: false,
         }
     }
 }
@@ -164,6 +168,9 @@ impl PluginHost {
                 got: 0,
             });
         }
+        if options.count_fuel && options.isolation == Isolation::Process {
+            return Err(PluginError::FuelInCells);
+        }
         let source = match (&options.worker, options.isolation) {
             (Some(program), _) => CodeSource::Worker(program.clone()),
             (None, Isolation::InProcess) => CodeSource::Here,
@@ -178,7 +185,7 @@ impl PluginHost {
     }
 
     fn start(options: PluginOptions, source: CodeSource) -> Result<Self, PluginError> {
-        let engine = runtime::engine(&options.limits, options.instances_max)?;
+        let engine = runtime::engine(&options.limits, options.instances_max, options.count_fuel)?;
         // A session has one open question at most, so that a queue of this length is only ever full of
         // questions whose sessions are gone.
         let mut workers = Workers::start(
@@ -345,6 +352,13 @@ impl PluginHost {
             cells_started: started,
             ..self.shared.counters.stats()
         }
+    }
+
+    /// What guests have executed since the host started, by their names: about one unit for each WebAssembly instruction, so
+    /// the same for the same calls on every machine. Empty unless [`PluginOptions::count_fuel`] is set.
+    #[must_use]
+    pub fn fuel(&self) -> Vec<(String, u64)> {
+        self.shared.counters.fuel()
     }
 
     /// The bounds on every guest.

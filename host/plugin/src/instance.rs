@@ -41,6 +41,10 @@ impl GuestCore {
         store.limiter(|state| state);
         store.set_hostcall_fuel(limits.call_alloc_bytes_max);
         store.set_max_component_handles(limits.handles_max);
+        if self.host.options.count_fuel {
+            // It never runs out: time is what bounds a call. Refused only where fuel is not counted.
+            let _ = store.set_fuel(u64::MAX);
+        }
         // What a call waited for the host is not its own time.
         store.epoch_deadline_callback(|mut store| {
             let waited = store.data_mut().asking().take_waited();
@@ -107,12 +111,16 @@ impl GuestCore {
         store.data_mut().take_denied();
         store.data_mut().asking().begin(wait_max);
         store.set_epoch_deadline(ticks(limit));
+        let fuel = self.fuel_left(store);
         let begin = Instant::now();
         let result = run(store);
         let state = store.data_mut();
         let waited = wait_max.saturating_sub(state.asking().left());
         let own = begin.elapsed().saturating_sub(waited);
         self.host.counters.called(own, state.memory_bytes());
+        if let (Some(before), Some(after)) = (fuel, self.fuel_left(store)) {
+            self.host.counters.spent(&self.name, before.saturating_sub(after));
+        }
         result.map_err(|error| {
             let denied = store.data_mut().take_denied();
             let context = CallContext {
@@ -124,6 +132,12 @@ impl GuestCore {
             };
             self.counted(context.error(&error))
         })
+    }
+
+    /// What a store has left, where that is counted.
+    fn fuel_left(&self, store: &Store<StoreState>) -> Option<u64> {
+        let counted = self.host.options.count_fuel;
+        counted.then(|| store.get_fuel().ok()).flatten()
     }
 
     /// The error, counted.

@@ -37,6 +37,10 @@ impl GuestLoader for PluginHost {
         self.stats()
     }
 
+    fn fuel(&self) -> Vec<(String, u64)> {
+        self.fuel()
+    }
+
     fn limits(&self) -> GuestLimits {
         self.limits()
     }

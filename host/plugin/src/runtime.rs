@@ -23,11 +23,16 @@ const COMPONENT_INSTANCE_BYTES_MAX: usize = 512 << 10;
 const KEEP_RESIDENT_BYTES: usize = 128 << 10;
 
 /// An engine with a pool of `instances_max` instances, and its running epoch thread.
-pub(crate) fn engine(limits: &GuestLimits, instances_max: u32) -> Result<Engine, PluginError> {
-    let engine = Engine::new(&config(limits, instances_max)).map_err(|error| PluginError::Runtime {
-        instances_max,
-        reason: reasons(&error),
-    })?;
+pub(crate) fn engine(
+    limits: &GuestLimits,
+    instances_max: u32,
+    count_fuel: bool,
+) -> Result<Engine, PluginError> {
+    let engine =
+        Engine::new(&config(limits, instances_max, count_fuel)).map_err(|error| PluginError::Runtime {
+            instances_max,
+            reason: reasons(&error),
+        })?;
     let weak = engine.weak();
     // Every store, component and host holds the engine; when the last is gone the thread ends at its next tick.
     std::thread::Builder::new()
@@ -43,8 +48,8 @@ pub(crate) fn engine(limits: &GuestLimits, instances_max: u32) -> Result<Engine,
 }
 
 /// An engine that only compiles: its code is what [`engine`] would make.
-pub(crate) fn compiling_engine(limits: &GuestLimits) -> Result<Engine, PluginError> {
-    Engine::new(&config(limits, 1)).map_err(|error| PluginError::Runtime {
+pub(crate) fn compiling_engine(limits: &GuestLimits, count_fuel: bool) -> Result<Engine, PluginError> {
+    Engine::new(&config(limits, 1, count_fuel)).map_err(|error| PluginError::Runtime {
         instances_max: 1,
         reason: reasons(&error),
     })
@@ -75,11 +80,12 @@ pub(crate) fn ticks(limit: Duration) -> u64 {
     u64::try_from(ticks).unwrap_or(u64::MAX).min(u64::MAX >> 8) + 1
 }
 
-fn config(limits: &GuestLimits, instances_max: u32) -> Config {
+fn config(limits: &GuestLimits, instances_max: u32, count_fuel: bool) -> Config {
     let mut config = Config::new();
     config
         .allocation_strategy(pool(limits, instances_max))
         .epoch_interruption(true)
+        .consume_fuel(count_fuel)
         .max_wasm_stack(WASM_STACK_BYTES)
         .concurrency_support(false)
         .wasm_component_model(true);

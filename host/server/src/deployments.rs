@@ -229,6 +229,12 @@ impl Deployments {
         self.loader.stats()
     }
 
+    /// What guests have executed, by their names, where that is counted.
+    #[must_use]
+    pub fn guest_fuel(&self) -> Vec<(String, u64)> {
+        self.loader.fuel()
+    }
+
     /// The bounds on every guest.
     #[must_use]
     pub fn guest_limits(&self) -> GuestLimits {

@@ -17,6 +17,7 @@ mod plugin;
 mod plugin_test;
 mod secret;
 mod serve;
+mod test_host;
 mod watermark;
 mod worker;
 

@@ -1,9 +1,6 @@
 //! `galerne plugin test`: a plugin's own cases against a real host with a tiny model, and what its calls took.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,8 +14,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::plugin::crate_name;
+use super::test_host::{Host, galerne};
 use crate::capabilities::Services;
-use crate::{admin_token, tiny_model};
+use crate::tiny_model;
 
 /// Options of `galerne plugin test`.
 #[derive(Debug, Args)]
@@ -88,6 +86,8 @@ struct Outcome {
     error: String,
     events: Vec<String>,
     tokens: u64,
+    /// Of the plugin's calls.
+    fuel: u64,
 }
 
 pub(super) fn run(args: &TestArgs) -> Result<()> {
@@ -101,12 +101,19 @@ pub(super) fn run(args: &TestArgs) -> Result<()> {
     );
     let mut bench = Bench::new(&plugin)?;
     let mut failed = 0;
+    let mut fuel_spent = 0;
     for case in &cases {
         let begin = Instant::now();
-        let result = bench.run(case).and_then(|outcome| check(&case.expect, &outcome));
+        let result = bench.run(case).and_then(|outcome| {
+            check(&case.expect, &outcome)?;
+            Ok(outcome.fuel)
+        });
         let took_ms = begin.elapsed().as_secs_f64() * 1e3;
         match result {
-            Ok(()) => println!("ok      {} ({took_ms:.0} ms)", case.name),
+            Ok(fuel) => {
+                fuel_spent += fuel;
+                println!("ok      {} ({took_ms:.0} ms, {fuel} fuel)", case.name);
+            }
             Err(error) => {
                 failed += 1;
                 println!(
@@ -117,7 +124,7 @@ pub(super) fn run(args: &TestArgs) -> Result<()> {
             }
         }
     }
-    bench.say_use()?;
+    bench.say_use(fuel_spent)?;
     ensure!(failed == 0, "{failed} of {} cases failed", cases.len());
     println!("all {} cases hold", cases.len());
     Ok(())
@@ -226,9 +233,11 @@ impl<'a> Bench<'a> {
                 body["ignore_eos"] = json!(true);
             }
         }
+        let fuel = self.fuel_of_requests()?;
         let (status, text) =
             self.host
                 .ask("POST", "/v1/chat/completions", None, body.to_string().as_bytes())?;
+        let fuel = self.fuel_of_requests()? - fuel;
         let said: Value = serde_json::from_str(&text).with_context(|| format!("read the answer {text}"))?;
         let message = &said["choices"][0]["message"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -239,18 +248,23 @@ impl<'a> Bench<'a> {
             error: text(&said["error"]["message"]),
             events: events.map(|event| text(&event["name"])).collect(),
             tokens: said["usage"]["completion_tokens"].as_u64().unwrap_or(0),
+            fuel,
         })
     }
 
     /// A tool's function, with what its deployment grants.
     fn call(&mut self, case: &Case, function: &str) -> Result<Outcome> {
         let deployment = self.plugin.deployment(case);
-        let (_, tool) = match &self.tool {
+        let (host, tool) = match &self.tool {
             Some(tool) => tool,
             None => {
                 let services = Services::new(self.data.path(), Vec::new());
                 let capabilities = services.capabilities("default", &deployment)?;
-                let host = PluginHost::new(PluginOptions::default())?.with_capabilities(capabilities);
+                let options = PluginOptions {
+                    count_fuel: true,
+                    ..PluginOptions::default()
+                };
+                let host = PluginHost::new(options)?.with_capabilities(capabilities);
                 let tool = host.load_tool(&self.plugin.name, &self.plugin.component)?;
                 self.tool.insert((host, tool))
             }
@@ -265,9 +279,12 @@ impl<'a> Bench<'a> {
             model: DEPLOYMENT.to_owned(),
         };
         let arguments = Value::Object(case.arguments.clone()).to_string();
+        let spent = |host: &PluginHost| host.fuel().iter().map(|(_, fuel)| fuel).sum::<u64>();
+        let fuel = spent(host);
         let called = tool.session(&params, &info)?.call(function, &arguments);
         let mut outcome = Outcome {
             status: 200,
+            fuel: spent(host) - fuel,
             ..Outcome::default()
         };
         match called {
@@ -277,24 +294,31 @@ impl<'a> Bench<'a> {
         Ok(outcome)
     }
 
+    /// What the plugin's calls within requests have executed so far.
+    fn fuel_of_requests(&self) -> Result<u64> {
+        let metrics = self.host.metrics()?;
+        Ok(metrics.whole(&format!(
+            "galerne_guest_fuel_total{{guest=\"{}\"}}",
+            self.plugin.name
+        )))
+    }
+
     /// What the plugin's calls took of the host.
-    fn say_use(&self) -> Result<()> {
-        let (_, text) = self.host.ask("GET", "/metrics", None, b"")?;
-        let figure = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|value| value.trim().parse::<f64>().ok())
-                .unwrap_or_default()
-        };
+    fn say_use(&self, fuel: u64) -> Result<()> {
+        let metrics = self.host.metrics()?;
         let called = self
             .tool
             .as_ref()
             .map(|(host, _)| GuestLoader::stats(host))
             .unwrap_or_default();
-        let busy_ms = figure("galerne_guest_busy_seconds_total ") * 1e3 + called.busy_us as f64 / 1e3;
-        let memory = figure("galerne_guest_memory_peak_bytes ").max(called.memory_peak_bytes as f64);
+        let busy_ms = metrics.real("galerne_guest_busy_seconds_total") * 1e3 + called.busy_us as f64 / 1e3;
+        let memory = metrics
+            .real("galerne_guest_memory_peak_bytes")
+            .max(called.memory_peak_bytes as f64);
         println!(
-            "guests took {busy_ms:.1} ms in all their calls, and at most {:.1} MiB of memory",
-            memory / f64::from(1 << 20)
+            "guests took {busy_ms:.1} ms in all their calls and at most {:.1} MiB of memory; {} spent {fuel} fuel in these cases",
+            memory / f64::from(1 << 20),
+            self.plugin.name
         );
         Ok(())
     }
@@ -352,109 +376,6 @@ fn check(expect: &Expect, outcome: &Outcome) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Runs a command of this program's on a data folder.
-fn galerne(command: &[&str], data: &str) -> Result<()> {
-    let run = Command::new(std::env::current_exe()?)
-        .args(command)
-        .args(["--data", data])
-        .stdin(Stdio::null())
-        .output()
-        .context("run galerne")?;
-    ensure!(
-        run.status.success(),
-        "{}",
-        String::from_utf8_lossy(&run.stderr).trim()
-    );
-    Ok(())
-}
-
-/// A running host, ended when dropped.
-struct Host {
-    child: Child,
-    /// Of plain HTTP.
-    address: String,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // Nothing of it is kept.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Host {
-    /// Guests run in its own process, where their time and memory are counted.
-    fn start(data: &str) -> Result<Self> {
-        let child = Command::new(std::env::current_exe()?)
-            .args([
-                "serve",
-                "--isolation",
-                "in-process",
-                "--listen",
-                "127.0.0.1:0",
-                "--http",
-                "127.0.0.1:0",
-            ])
-            .args(["--kv-memory", "64", "--data", data])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start galerne serve")?;
-        let mut host = Self {
-            child,
-            address: String::new(),
-        };
-        let stdout = host.child.stdout.take().context("the host's output")?;
-        for line in BufReader::new(stdout).lines() {
-            let line = line?;
-            let mut words = line.split_whitespace();
-            match (words.next(), words.next()) {
-                (Some("http"), Some(url)) => url.trim_start_matches("http://").clone_into(&mut host.address),
-                (Some("ready"), _) => return Ok(host),
-                _ => {}
-            }
-        }
-        bail!("the test's host ended before it was ready")
-    }
-
-    /// Posts to an admin route.
-    fn admin(&self, data: &Path, path: &str, body: &[u8]) -> Result<()> {
-        let token = admin_token::load_or_create(data)?;
-        let (status, text) = self.ask("POST", path, Some(&token), body)?;
-        if (200..300).contains(&status) {
-            return Ok(());
-        }
-        let said: Value = serde_json::from_str(&text).unwrap_or_default();
-        bail!("{}", said["error"]["message"].as_str().unwrap_or(&text));
-    }
-
-    fn ask(&self, method: &str, path: &str, token: Option<&str>, body: &[u8]) -> Result<(u16, String)> {
-        let mut stream = TcpStream::connect(&self.address).context("connect to the test's host")?;
-        let token = token.map(|token| format!("authorization: Bearer {token}\r\n"));
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n{}\r\n",
-            self.address,
-            body.len(),
-            token.unwrap_or_default()
-        )?;
-        stream.write_all(body)?;
-        let mut answer = String::new();
-        stream
-            .read_to_string(&mut answer)
-            .context("read from the test's host")?;
-        let (head, text) = answer
-            .split_once("\r\n\r\n")
-            .context("an answer without a head")?;
-        let status = head
-            .split_whitespace()
-            .nth(1)
-            .and_then(|status| status.parse().ok());
-        Ok((status.context("an answer without a status")?, text.to_owned()))
-    }
 }
 
 #[cfg(test)]

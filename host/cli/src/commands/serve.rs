@@ -47,6 +47,9 @@ pub(super) struct ServeArgs {
     /// Where guests run that are not Galerne's own
     #[arg(long, value_enum, default_value = "process")]
     isolation: IsolationArg,
+    /// Count what guests execute, and call them for each token: for `galerne plugin test`; they are slower for it
+    #[arg(long, hide = true)]
+    count_fuel: bool,
     /// Let guests call granted hosts at private addresses of this range; may be given several times
     #[arg(long = "guest-reach", value_name = "ADDRESS/BITS")]
     reach: Vec<AddressRange>,
@@ -91,6 +94,7 @@ pub(super) fn run(data: &DataArgs, args: &ServeArgs) -> Result<()> {
     let http = parse_http(&args.http)?;
     let plugins = PluginHost::new(PluginOptions {
         isolation: args.isolation.into(),
+        count_fuel: args.count_fuel,
         ..guests::plugin_options(data)?
     })?;
     let state = Arc::new(load_models(&folder, args, &plugins)?);
@@ -180,7 +184,10 @@ fn load_models(folder: &Path, args: &ServeArgs, plugins: &PluginHost) -> Result<
     let samplers = guests::samplers(plugins, &args.samplers)?;
     let deployments = load_deployments(folder, args, plugins, models.keys().cloned().collect())?;
     let token = admin_token::load_or_create(folder)?;
-    let limits = ApiLimits::default();
+    let limits = ApiLimits {
+        piece_tokens_max: if args.count_fuel { 1 } else { usize::MAX },
+        ..ApiLimits::default()
+    };
     Ok(ApiState::new(models, samplers, deployments, Some(token), limits))
 }
 

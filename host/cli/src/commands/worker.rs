@@ -12,10 +12,14 @@ pub(super) struct CompileGuestArgs {
     cpu_seconds: u64,
     /// Memory it may write, in bytes
     memory_bytes: u64,
+    /// Make code that counts what it executes
+    #[arg(long)]
+    count_fuel: bool,
 }
 
 pub(super) fn compile_guest(args: &CompileGuestArgs) -> Result<()> {
-    galerne_plugin::compile_guest(Duration::from_secs(args.cpu_seconds), args.memory_bytes)?;
+    let cpu = Duration::from_secs(args.cpu_seconds);
+    galerne_plugin::compile_guest(cpu, args.memory_bytes, args.count_fuel)?;
     Ok(())
 }
 

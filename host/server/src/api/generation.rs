@@ -196,13 +196,13 @@ impl Generation {
         ApiError::internal("the engine dropped the sequence without a last event")
     }
 
-    /// What has come meanwhile goes out together.
+    /// What has come meanwhile goes out together, as far as the host lets it.
     fn piece(&mut self, first: Event) -> Result<Piece, ApiError> {
         let mut piece = Piece::default();
         let mut next = Some(first);
         while let Some(event) = next {
             self.take(event, &mut piece)?;
-            next = if self.over {
+            next = if self.over || piece.tokens.len() >= self.piece_tokens_max() {
                 None
             } else {
                 self.events.try_recv().ok()
@@ -262,6 +262,11 @@ impl Generation {
         self.over = true;
         self.state.metrics().ended(reason);
         self.state.metrics().total(self.begin.elapsed());
+    }
+
+    /// Tokens that go on together at most.
+    pub(super) fn piece_tokens_max(&self) -> usize {
+        self.state.limits().piece_tokens_max
     }
 
     /// Tokens so far.

@@ -117,6 +117,7 @@ fn render(state: &ApiState) -> String {
     engines(&mut out, state);
     requests(&mut out, state.metrics());
     guests(&mut out, &state.deployments().guest_stats());
+    fuel(&mut out, &state.deployments().guest_fuel());
     limits(&mut out, state);
     out
 }
@@ -315,6 +316,18 @@ fn guests(out: &mut String, stats: &GuestStats) {
         "Processes of tenants' guests that were started.",
     );
     let _ = writeln!(out, "galerne_cells_started_total {}", stats.cells_started);
+}
+
+/// Only a host that tests guests counts it.
+fn fuel(out: &mut String, spent: &[(String, u64)]) {
+    if spent.is_empty() {
+        return;
+    }
+    let help = "Instructions that guests have executed, about.";
+    family(out, "guest_fuel_total", "counter", help);
+    for (guest, fuel) in spent {
+        let _ = writeln!(out, "galerne_guest_fuel_total{{guest=\"{guest}\"}} {fuel}");
+    }
 }
 
 /// Every bound a guest may meet, under its own name; times in seconds.

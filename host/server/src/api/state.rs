@@ -50,6 +50,9 @@ pub struct ApiLimits {
     pub messages_max: usize,
     /// Entries of `logit_bias`.
     pub biases_max: usize,
+    /// Tokens that reach an answer's guests together at most, where several have come since they were last called. Of one
+    /// token each, calls are the same on a slow machine and a fast one.
+    pub piece_tokens_max: usize,
     /// Bytes of a component that is pushed.
     pub component_bytes_max: usize,
     /// What a pipeline may do with the model in one request.
@@ -63,6 +66,7 @@ impl Default for ApiLimits {
             stops_max: 16,
             messages_max: 4_096,
             biases_max: 1_024,
+            piece_tokens_max: usize::MAX,
             component_bytes_max: GuestLimits::default().component_bytes_max,
             pipeline: PipelineLimits::default(),
         }

@@ -17,6 +17,8 @@ pub(super) struct Branch {
     parser: Option<Box<dyn ChatParser>>,
     /// Not yet given to the guest.
     came: Vec<Delta>,
+    /// The tokens it was made of.
+    came_tokens: usize,
     tokens: Vec<TokenId>,
     /// Of the tokens so far, if it was asked for.
     logprob: Option<f64>,
@@ -36,6 +38,7 @@ impl Branch {
             generation,
             parser,
             came: Vec::new(),
+            came_tokens: 0,
             tokens: Vec::new(),
             logprob: logprobs.then_some(0.0),
             ended: None,
@@ -45,7 +48,9 @@ impl Branch {
 
     /// Takes what has come from the engine.
     pub(super) fn poll(&mut self) {
-        while !self.has_ended() {
+        let tokens_max = self.generation.piece_tokens_max();
+        // Tokens that are no text yet are nothing to give.
+        while !self.has_ended() && (self.came.is_empty() || self.came_tokens < tokens_max) {
             match self.generation.try_next() {
                 Ok(None) => return,
                 Ok(Some(piece)) => {
@@ -66,6 +71,7 @@ impl Branch {
                 .map(|(_, logprobs)| f64::from(logprobs.logprob))
                 .sum::<f64>();
         }
+        self.came_tokens += piece.tokens.len();
         self.tokens.extend(piece.tokens);
         if !piece.text.is_empty() {
             match &mut self.parser {
@@ -104,6 +110,7 @@ impl Branch {
     /// # Errors
     /// It failed.
     pub(super) fn next(&mut self) -> Result<Option<Next>, ApiError> {
+        self.came_tokens = 0;
         if !self.came.is_empty() {
             return Ok(Some(Next::Deltas(std::mem::take(&mut self.came))));
         }
