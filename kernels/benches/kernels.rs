@@ -31,6 +31,7 @@ const WEIGHT_BYTES: usize = 96 << 20;
 fn load(device: &CpuDevice, build: &Build, precision: Precision) -> Box<dyn LoadedProgram> {
     let options = LoadOptions {
         precision,
+        quantization: None,
         kv: KvSpec {
             blocks: 256,
             block_tokens: BLOCK_TOKENS,

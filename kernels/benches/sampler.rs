@@ -32,6 +32,7 @@ fn program(row: &[f32]) -> Box<dyn LoadedProgram> {
     b.program.output = out;
     let options = LoadOptions {
         precision: Precision::F32,
+        quantization: None,
         kv: KvSpec {
             blocks: 4,
             block_tokens: 16,

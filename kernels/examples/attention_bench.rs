@@ -77,6 +77,7 @@ fn main() {
     .expect("device");
     let options = LoadOptions {
         precision: Precision::Auto,
+        quantization: None,
         kv: KvSpec {
             blocks: 8_192,
             block_tokens: BLOCK_TOKENS,

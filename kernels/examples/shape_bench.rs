@@ -337,6 +337,7 @@ fn main() {
     let b = build(dtype);
     let options = LoadOptions {
         precision: if exact { Precision::F32 } else { Precision::Auto },
+        quantization: None,
         kv: KvSpec {
             blocks: 4_096,
             block_tokens: BLOCK_TOKENS,

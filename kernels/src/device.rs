@@ -27,6 +27,8 @@ pub enum KvDtype {
     F32,
     /// 8 bits with one f32 scale per token and head, for keys and for values.
     Int8,
+    /// 8-bit floats (e4m3) without scales: 3 bits after the first one; larger numbers than 448 are stored as that.
+    Fp8,
 }
 
 impl KvDtype {
@@ -37,6 +39,7 @@ impl KvDtype {
             Self::Bf16 | Self::F16 => 4 * width,
             Self::F32 => 8 * width,
             Self::Int8 => 2 * width + 8,
+            Self::Fp8 => 2 * width,
         }
     }
 }
@@ -52,11 +55,31 @@ pub struct KvSpec {
     pub dtype: KvDtype,
 }
 
+/// What weights are rounded to while they are loaded, if they are stored as 16- or 32-bit floats and belong to linear maps of
+/// tokens' rows or to experts. Tables, routers, norms, biases and the map to the logits stay as stored: what vLLM's online
+/// quantization leaves alone too. Nothing is calibrated: each number goes to the nearest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Quantization {
+    /// 8-bit floats (e4m3) with one f32 factor per output.
+    Fp8,
+    /// 4-bit integers with an f16 scale and a zero per 128 inputs.
+    Int4,
+    /// 4-bit floats (e2m1) with an e4m3 scale per 16 inputs and an f32 factor per output.
+    Nvfp4,
+}
+
+impl Quantization {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Fp8, Self::Int4, Self::Nvfp4];
+}
+
 /// How a program is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadOptions {
     /// How exactly to compute.
     pub precision: Precision,
+    /// What weights are rounded to, under every precision; as stored if not given.
+    pub quantization: Option<Quantization>,
     /// The KV pool.
     pub kv: KvSpec,
     /// Most tokens in one step; buffers are sized for it once.

@@ -4,6 +4,7 @@
 use galerne_core::dtype::DType;
 use half::{bf16, f16};
 
+pub(crate) mod float8;
 pub mod groups;
 
 /// Elements in one quantized block, or that share a scale in formats of larger ones.

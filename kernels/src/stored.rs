@@ -1,6 +1,7 @@
 //! Weights as they are stored, and how a program uses them: what every device's loading begins with. Knows no layout of a
 //! device.
 
+use galerne_core::graph::Rows;
 use galerne_core::weights::{WeightSource, WeightView};
 
 use crate::device::DeviceError;
@@ -77,6 +78,17 @@ pub(crate) struct WeightUse {
     pub(crate) as_matrix: bool,
     /// In a norm or as a bias.
     pub(crate) as_vector: bool,
+    /// In a linear map of tokens' rows, or an expert's.
+    is_within: bool,
+    /// In any other matrix: a table, a router, or a map of what comes out.
+    is_without: bool,
+}
+
+impl WeightUse {
+    /// Whether a [`Quantization`](crate::device::Quantization) is for it.
+    pub(crate) const fn is_quantizable(self) -> bool {
+        self.is_within && !self.is_without
+    }
 }
 
 /// How weights are used, and the sizes of workspaces.
@@ -105,9 +117,9 @@ impl Uses {
         };
         for instr in &program.instrs {
             match instr {
-                Instr::Embedding { table, .. } => uses.matrix(*table),
+                Instr::Embedding { table, .. } => uses.matrix(*table, false),
                 Instr::Linear { x, weight, bias, .. } => {
-                    uses.matrix(*weight);
+                    uses.matrix(*weight, program.buffers[x.buffer.index()].rows == Rows::Tokens);
                     bias.iter().for_each(|bias| uses.vector(*bias));
                     uses.quant_width = uses.quant_width.max(x.width as usize);
                 }
@@ -124,8 +136,11 @@ impl Uses {
         uses
     }
 
-    fn matrix(&mut self, id: WeightId) {
-        self.weights[id.index()].as_matrix = true;
+    fn matrix(&mut self, id: WeightId, is_within: bool) {
+        let used = &mut self.weights[id.index()];
+        used.as_matrix = true;
+        used.is_within |= is_within;
+        used.is_without |= !is_within;
     }
 
     fn vector(&mut self, id: WeightId) {
@@ -133,11 +148,14 @@ impl Uses {
     }
 
     fn mixture(&mut self, program: &Program, width: usize, mixture: &MixtureSpec) {
-        self.matrix(mixture.router);
-        mixture.shared_gate.iter().for_each(|gate| self.matrix(*gate));
+        self.matrix(mixture.router, false);
+        mixture
+            .shared_gate
+            .iter()
+            .for_each(|gate| self.matrix(*gate, false));
         for expert in mixture.experts.iter().chain(&mixture.shared) {
-            self.matrix(expert.gate_up);
-            self.matrix(expert.down);
+            self.matrix(expert.gate_up, true);
+            self.matrix(expert.down, true);
             let inner = program.weights[expert.gate_up.index()].rows as usize;
             self.inner = self.inner.max(inner);
             self.mixture_quant_width = self.mixture_quant_width.max(width).max(inner / 2);

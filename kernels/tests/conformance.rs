@@ -80,6 +80,7 @@ fn outputs(
 ) -> Vec<f32> {
     let options = LoadOptions {
         precision,
+        quantization: None,
         kv: KvSpec {
             blocks: 128,
             block_tokens: 16,
@@ -149,7 +150,13 @@ fn results_do_not_depend_on_batch_chunks_or_threads() {
 #[test]
 fn long_contexts_do_not_depend_on_batch_chunks_or_threads() {
     for isa in Isa::ALL {
-        for dtype in [KvDtype::Bf16, KvDtype::F16, KvDtype::F32, KvDtype::Int8] {
+        for dtype in [
+            KvDtype::Bf16,
+            KvDtype::F16,
+            KvDtype::F32,
+            KvDtype::Int8,
+            KvDtype::Fp8,
+        ] {
             let mut build = Build::transformer(DType::Q8_0, 2, 3);
             build.program.layers[1].sliding_window = Some(70);
             let Some(one) = device(isa, 1) else { continue };
@@ -196,6 +203,7 @@ fn tied_weights_are_held_once() {
     let device = device(Isa::Portable, 1).expect("portable");
     let options = LoadOptions {
         precision: Precision::Auto,
+        quantization: None,
         kv: KvSpec {
             blocks: 4,
             block_tokens: 16,
@@ -228,6 +236,7 @@ fn a_program_that_leaves_its_buffers_is_refused() {
     let device = device(Isa::Portable, 1).expect("portable");
     let options = LoadOptions {
         precision: Precision::F32,
+        quantization: None,
         kv: KvSpec {
             blocks: 4,
             block_tokens: 16,

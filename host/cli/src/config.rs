@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use galerne_kernels::device::{KvDtype, Precision};
+use galerne_kernels::device::{KvDtype, Precision, Quantization};
 
 /// Where models, certificates and caches are kept.
 #[derive(Debug, Clone, Args)]
@@ -71,6 +71,8 @@ pub enum KvDtypeArg {
     F32,
     /// 8 bits with a scale per token and head: half the memory of 16 bits
     Int8,
+    /// 8-bit floats (e4m3) without scales: half the memory of 16 bits, less exact than int8 and made for GPUs
+    Fp8,
 }
 
 impl From<KvDtypeArg> for KvDtype {
@@ -80,6 +82,28 @@ impl From<KvDtypeArg> for KvDtype {
             KvDtypeArg::F16 => Self::F16,
             KvDtypeArg::F32 => Self::F32,
             KvDtypeArg::Int8 => Self::Int8,
+            KvDtypeArg::Fp8 => Self::Fp8,
+        }
+    }
+}
+
+/// What a model's weights are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeArg {
+    /// 8-bit floats (e4m3), a factor per output
+    Fp8,
+    /// 4-bit integers, a scale per 128 inputs
+    Int4,
+    /// 4-bit floats (e2m1), a scale per 16 inputs
+    Nvfp4,
+}
+
+impl From<QuantizeArg> for Quantization {
+    fn from(value: QuantizeArg) -> Self {
+        match value {
+            QuantizeArg::Fp8 => Self::Fp8,
+            QuantizeArg::Int4 => Self::Int4,
+            QuantizeArg::Nvfp4 => Self::Nvfp4,
         }
     }
 }
@@ -99,6 +123,10 @@ pub struct DeviceArgs {
     /// How keys and values are stored under --precision auto
     #[arg(long, value_enum, default_value = "bf16")]
     pub kv_dtype: KvDtypeArg,
+    /// On a GPU: round the weights of linear maps that are stored in 16 or 32 bits to fewer while they are loaded, without
+    /// calibration. Embeddings, norms, routers and the map to the logits stay as stored
+    #[arg(long, value_enum)]
+    pub quantize: Option<QuantizeArg>,
     /// Memory of each model's KV cache, in MiB [default: on the CPU 1024, at most a quarter of the machine's; on a GPU half of
     /// what is free beside the model]
     #[arg(long, value_name = "MIB")]
@@ -125,6 +153,7 @@ impl Default for DeviceArgs {
             threads: None,
             precision: PrecisionArg::Auto,
             kv_dtype: KvDtypeArg::Bf16,
+            quantize: None,
             kv_memory: None,
             step_tokens: None,
             sequences: positive(64),

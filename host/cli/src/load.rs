@@ -142,6 +142,7 @@ pub fn load_program(
     let info = device.info();
     let mut options = LoadOptions {
         precision: args.precision.into(),
+        quantization: args.quantize.map(Into::into),
         kv: KvSpec {
             blocks: 0,
             block_tokens: info.block_tokens,

@@ -91,6 +91,7 @@ fn load(on: On, graph: &ValidGraph, weights: &Weights, blocks: usize) -> Box<dyn
     let device = on.device();
     let options = LoadOptions {
         precision: Precision::F32,
+        quantization: None,
         kv: KvSpec {
             blocks,
             block_tokens: BLOCK_TOKENS,

@@ -186,12 +186,13 @@ fn long(bench: &Bench<'_>) -> Result<(), ConformanceError> {
 
 fn dtypes(bench: &Bench<'_>) -> Result<(), ConformanceError> {
     // Rounding errors of single keys and values, of sizes up to about 4: 2^-9, 2^-12 of each, none, 1/254 of the
-    // largest number of a head.
+    // largest number of a head, 2^-4 of each.
     for (dtype, fast) in [
         (KvDtype::Bf16, 1.5e-2),
         (KvDtype::F16, 2e-3),
         (KvDtype::F32, 2e-5),
         (KvDtype::Int8, 2e-2),
+        (KvDtype::Fp8, 0.15),
     ] {
         let bench = Bench { kv: dtype, ..*bench };
         for (heads, kv_heads, width) in [(9, 3, 64), (6, 2, 24), (2, 1, 5)] {

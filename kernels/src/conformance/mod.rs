@@ -6,19 +6,22 @@ mod batches;
 mod build;
 mod instructions;
 mod linear;
+mod quantized;
 mod reference;
 mod sampling;
 mod sampling_masks;
 mod weights;
 
 pub use build::Build;
+pub use quantized::rounded;
 pub use reference::Reference;
 pub use weights::{MemoryWeights, Numbers};
 
 use galerne_core::ids::{BlockId, TokenId};
 
 use crate::device::{
-    Device, DeviceError, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
+    Device, DeviceError, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, Quantization, SequenceSlice,
+    StepBatch,
 };
 
 /// Why a device does not conform.
@@ -88,6 +91,7 @@ impl Case {
             device,
             precision,
             kv: KvDtype::default(),
+            quantization: None,
         })
     }
 }
@@ -98,6 +102,7 @@ pub fn cases() -> Vec<Case> {
     [
         instructions::CASES,
         linear::CASES,
+        quantized::CASES,
         attention::CASES,
         sampling::CASES,
         batches::CASES,
@@ -122,12 +127,14 @@ struct Bench<'a> {
     device: &'a dyn Device,
     precision: Precision,
     kv: KvDtype,
+    quantization: Option<Quantization>,
 }
 
 impl Bench<'_> {
     fn options(&self, block_tokens: usize) -> LoadOptions {
         LoadOptions {
             precision: self.precision,
+            quantization: self.quantization,
             kv: KvSpec {
                 blocks: 64,
                 block_tokens,
@@ -170,7 +177,11 @@ impl Bench<'_> {
         block_tokens: usize,
     ) -> Result<(), ConformanceError> {
         let mut program = self.load(build, block_tokens)?;
-        let mut reference = Reference::new(&build.program, &build.weights, block_tokens);
+        let rounded = self
+            .quantization
+            .map(|quantization| rounded(&build.program, &build.weights, quantization));
+        let weights = rounded.as_ref().unwrap_or(&build.weights);
+        let mut reference = Reference::new(&build.program, weights, block_tokens);
         for (index, batch) in steps.iter().enumerate() {
             let got = self.step(program.as_mut(), batch)?;
             let expected = reference.step(batch);

@@ -82,6 +82,12 @@ impl Device for CpuDevice {
         weights: &dyn WeightSource,
         options: LoadOptions,
     ) -> Result<Box<dyn LoadedProgram>, DeviceError> {
+        if options.quantization.is_some() {
+            return Err(DeviceError::Unsupported {
+                device: NAME,
+                op: "rounding weights while they are loaded (--quantize)".to_owned(),
+            });
+        }
         check(program)?;
         let gate = BatchGate::new(program, options)?;
         let loaded = Loaded::load(program, weights, options, self.isa, self.pool.workers())?;

@@ -13,7 +13,7 @@ use super::elementwise::{Elementwise, elementwise};
 use super::exec_linear::LinearOp;
 use super::fuse::Planned;
 use super::kv::{Append, append};
-use super::kv_element::KvElement;
+use super::kv_element::{E4m3, KvElement};
 use super::load::Loaded;
 use super::memory::Rect;
 use super::mixture::Mixture;
@@ -155,6 +155,7 @@ impl StepJob {
                     KvDtype::F16 => self.append::<f16>(worker, at, layer, [q, k, v], ropes),
                     KvDtype::F32 => self.append::<f32>(worker, at, layer, [q, k, v], ropes),
                     KvDtype::Int8 => self.append::<i8>(worker, at, layer, [q, k, v], ropes),
+                    KvDtype::Fp8 => self.append::<E4m3>(worker, at, layer, [q, k, v], ropes),
                 }
             }
             Instr::Attention { layer, q, out } => match self.loaded.kv.spec.dtype {
@@ -162,6 +163,7 @@ impl StepJob {
                 KvDtype::F16 => self.attention::<f16>(worker, at, layer, q, out),
                 KvDtype::F32 => self.attention::<f32>(worker, at, layer, q, out),
                 KvDtype::Int8 => self.attention::<i8>(worker, at, layer, q, out),
+                KvDtype::Fp8 => self.attention::<E4m3>(worker, at, layer, q, out),
             },
             Instr::ActivateMul {
                 gate,

@@ -40,6 +40,7 @@ impl KvLayer {
             KvDtype::Bf16 | KvDtype::F16 => (2, 0),
             KvDtype::F32 => (4, 0),
             KvDtype::Int8 => (1, slots * 4),
+            KvDtype::Fp8 => (1, 0),
         };
         let width = layer.head_width as usize;
         let width_padded = width.next_multiple_of(LANES);

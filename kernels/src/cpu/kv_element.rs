@@ -12,6 +12,7 @@ use half::{bf16, f16};
 
 use super::simd::Simd;
 use super::weights::LANES;
+use crate::quant::float8;
 
 /// Numbers in a pair of vectors.
 pub(crate) const PAIR: usize = 2 * LANES;
@@ -121,6 +122,43 @@ impl KvElement for i8 {
     #[inline(always)]
     unsafe fn load_pair<S: Simd>(from: *const Self) -> [S::F; 2] {
         [S::load_i8(from), S::load_i8(from.add(LANES))]
+    }
+}
+
+/// An 8-bit float. No instruction of a CPU knows it, so it is slow to store; reading it goes by way of f16.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct E4m3(u8);
+
+impl E4m3 {
+    /// What 16 of them stand for.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F {
+        // As an f16 with the same exponent and mantissa it is smaller by the difference of the biases, 2^8, also where it
+        // is subnormal.
+        let halves: [u16; LANES] = std::array::from_fn(|i| {
+            let code = u16::from((*from.add(i)).0);
+            (code & 0x7f) << 7 | (code & 0x80) << 8
+        });
+        S::mul(S::load_f16(halves.as_ptr()), S::splat(256.0))
+    }
+}
+
+impl KvElement for E4m3 {
+    const LARGEST: f32 = float8::LARGEST;
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut Self, values: S::F) {
+        let mut numbers = [0.0; LANES];
+        S::store(numbers.as_mut_ptr(), values);
+        for (i, x) in numbers.into_iter().enumerate() {
+            *to.add(i) = Self(float8::code(x));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pair<S: Simd>(from: *const Self) -> [S::F; 2] {
+        [Self::load::<S>(from), Self::load::<S>(from.add(LANES))]
     }
 }
 

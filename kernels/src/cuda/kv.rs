@@ -28,6 +28,7 @@ impl From<KvDtype> for KvElement {
             KvDtype::Bf16 => Self::Bf16,
             KvDtype::F16 => Self::F16,
             KvDtype::Int8 => Self::Int8,
+            KvDtype::Fp8 => Self::Fp8,
         }
     }
 }

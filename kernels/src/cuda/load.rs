@@ -1,6 +1,8 @@
 //! Weights of a program on their way to the device: planned first, then packed and copied. Knows no kernel.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use galerne_core::weights::WeightSource;
 
@@ -9,9 +11,12 @@ use super::failed;
 use super::launch::linear;
 use super::memory::{DeviceMemory, Planner, Purpose, Region};
 use super::weights::{DeviceMatrix, Packing, WeightFormat};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Quantization};
 use crate::program::{Program, WeightSpec};
 use crate::stored::{Uses, fetch, load_vector};
+
+/// Threads that load: each holds a weight as stored and as packed.
+const THREADS_MAX: usize = 8;
 
 /// Some rows of a weight, which all have one format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +60,7 @@ impl WeightPlan {
     pub(super) fn new(
         program: &Program,
         source: &dyn WeightSource,
+        quantization: Option<Quantization>,
         planner: &mut Planner,
     ) -> Result<Self, DeviceError> {
         let mut plan = Self::default();
@@ -62,7 +68,8 @@ impl WeightPlan {
         for (spec, used) in program.weights.iter().zip(Uses::of(program).weights) {
             let mut parts = vec![];
             if used.as_matrix {
-                for (first, names, packing) in runs(spec, source)? {
+                let quantization = quantization.filter(|_| used.is_quantizable());
+                for (first, names, packing) in runs(spec, source, quantization)? {
                     let run = match known.get(&(names.clone(), packing.format())) {
                         Some(&run) => run,
                         None => {
@@ -118,11 +125,7 @@ impl WeightPlan {
         driver: &dyn Driver,
         memory: &DeviceMemory,
     ) -> Result<Weights, DeviceError> {
-        for run in &self.runs {
-            let packed = pack(run, source)?;
-            // SAFETY: the region was planned with the packing's size, and nothing runs yet.
-            unsafe { driver.write(memory.address(run.region), &packed) }.map_err(|error| failed(&error))?;
-        }
+        self.load_runs(source, driver, memory)?;
         let mut vectors = Vec::with_capacity(self.vectors.len());
         for (spec, region) in program.weights.iter().zip(&self.vectors) {
             let Some(region) = *region else {
@@ -140,12 +143,47 @@ impl WeightPlan {
             vectors,
         })
     }
+
+    /// Some threads, since rounding a weight takes longer than copying it.
+    fn load_runs(
+        &self,
+        source: &dyn WeightSource,
+        driver: &dyn Driver,
+        memory: &DeviceMemory,
+    ) -> Result<(), DeviceError> {
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<(), DeviceError> {
+            while let Some(run) = self.runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let packed = pack(run, source)?;
+                // SAFETY: the region was planned with the packing's size, and nothing runs yet.
+                unsafe { driver.write(memory.address(run.region), &packed) }
+                    .map_err(|error| failed(&error))?;
+            }
+            Ok(())
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let helpers = threads.min(THREADS_MAX).min(self.runs.len()).saturating_sub(1);
+        thread::scope(|scope| {
+            let helpers: Vec<_> = (0..helpers)
+                // One that does not start leaves its work to the others.
+                .filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
+                .collect();
+            let own = work();
+            let joined = helpers.into_iter().map(|helper| {
+                helper
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            joined.fold(own, Result::and)
+        })
+    }
 }
 
 /// The parts of a matrix: neighbouring tensors of one format are joined. First row, names and packing of each.
 fn runs(
     spec: &WeightSpec,
     source: &dyn WeightSource,
+    quantization: Option<Quantization>,
 ) -> Result<Vec<(u32, Vec<String>, Packing)>, DeviceError> {
     let mut runs: Vec<(u32, u32, WeightFormat, Vec<String>)> = vec![];
     let mut first = 0;
@@ -164,7 +202,7 @@ fn runs(
             }
             _ => return Err(fail(format!("shape {:?}", info.shape))),
         };
-        let format = WeightFormat::of(info.dtype);
+        let format = WeightFormat::loaded(info.dtype, quantization);
         match runs.last_mut() {
             Some((_, joined, last, names)) if *last == format => {
                 *joined += rows;
@@ -193,7 +231,7 @@ fn pack(run: &Run, source: &dyn WeightSource) -> Result<Vec<u8>, DeviceError> {
     for name in &run.names {
         let (view, rows, _) = fetch(source, name, run.width as usize)?;
         for stored in view.bytes.chunks_exact(view.bytes.len() / rows) {
-            run.packing.pack_row(row, view.dtype, stored, &mut packed);
+            run.packing.load_row(row, view.dtype, stored, &mut packed);
             row += 1;
         }
     }

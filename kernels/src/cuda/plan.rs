@@ -123,7 +123,7 @@ impl<'a> ModelPlan<'a> {
         (properties, with_unchecked): (&Properties, bool),
         planner: &mut Planner,
     ) -> Result<Self, DeviceError> {
-        let weights = WeightPlan::new(program, source, planner)?;
+        let weights = WeightPlan::new(program, source, options.quantization, planner)?;
         let kv = KvPlan::new(program, options);
         let rows_max = RowsMax {
             tokens: options.step_tokens_max,

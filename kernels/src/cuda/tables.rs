@@ -163,6 +163,7 @@ mod tests {
     fn tables_hold_the_batch_and_harmless_padding() {
         let options = LoadOptions {
             precision: Precision::Auto,
+            quantization: None,
             kv: KvSpec {
                 blocks: 9,
                 block_tokens: 4,

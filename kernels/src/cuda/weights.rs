@@ -15,7 +15,6 @@
 //! After the tiles of the formats that have it: one f32 factor per row. Within 8 columns codes are in the order in which a kernel takes
 //! them apart: nibble `i` of a 32-bit word is column `2 i`, nibble `i + 4` column `2 i + 1`; the bytes of a word are columns 0, 2, 1, 3.
 
-mod float8;
 mod quantize;
 mod slices;
 
@@ -23,6 +22,7 @@ use bytemuck::{Pod, Zeroable};
 use galerne_core::dtype::DType;
 
 use super::driver::DevicePtr;
+use crate::device::Quantization;
 
 /// Rows of a panel; a matrix has whole panels.
 pub const PANEL_ROWS: u32 = 16;
@@ -133,6 +133,17 @@ impl WeightFormat {
             DType::Q5_1 => Self::Codes8Min,
             DType::Q5K => Self::Codes8Super,
             DType::Q6K => Self::Codes8Pair,
+        }
+    }
+
+    /// The format that a weight stored as `dtype` is loaded in: one of blocks stays what it is.
+    #[must_use]
+    pub const fn loaded(dtype: DType, quantization: Option<Quantization>) -> Self {
+        match (dtype, quantization) {
+            (DType::F32 | DType::F16 | DType::Bf16, Some(Quantization::Fp8)) => Self::Fp8,
+            (DType::F32 | DType::F16 | DType::Bf16, Some(Quantization::Int4)) => Self::Int4,
+            (DType::F32 | DType::F16 | DType::Bf16, Some(Quantization::Nvfp4)) => Self::Nvfp4,
+            _ => Self::of(dtype),
         }
     }
 
@@ -289,6 +300,20 @@ impl Packing {
         }
     }
 
+    /// Puts one row, stored as `dtype`, into `out`: as it is if the format holds it exactly, else rounded.
+    ///
+    /// # Panics
+    /// As [`Packing::pack_row`] and [`Packing::quantize_row`].
+    pub fn load_row(&self, row: u32, dtype: DType, stored: &[u8], out: &mut [u8]) {
+        if WeightFormat::of(dtype) == self.format {
+            self.pack_row(row, dtype, stored, out);
+        } else {
+            let mut values = vec![0.0; self.width as usize];
+            crate::quant::dequantize(dtype, stored, &mut values);
+            self.quantize_row(row, &values, out);
+        }
+    }
+
     /// Puts one row of `width` numbers into `out`, the matrix's bytes, which were zero: nearest for plain formats; for
     /// [`WeightFormat::Fp8`], [`WeightFormat::Nvfp4`] and [`WeightFormat::Int4`] with scales from the largest numbers.
     ///
@@ -310,6 +335,16 @@ impl Packing {
             }
         };
         self.put_plain(row, &crate::quant::quantize(dtype, values), out);
+    }
+
+    /// What [`Packing::quantize_row`] makes of a row, in f32.
+    ///
+    /// # Panics
+    /// For formats other than [`WeightFormat::Fp8`], [`WeightFormat::Nvfp4`] and [`WeightFormat::Int4`].
+    #[must_use]
+    pub fn rounded_row(&self, values: &[f32]) -> Vec<f32> {
+        let (factor, slices) = quantize::row(self.format, values);
+        quantize::numbers(self.format, factor, &slices, values.len())
     }
 
     fn put_plain(&self, row: u32, stored: &[u8], out: &mut [u8]) {

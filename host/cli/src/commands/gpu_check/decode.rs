@@ -53,6 +53,7 @@ pub(super) fn run(data: &DataArgs, device: &dyn Device, args: &ModelArgs, load: 
     let blocks_each = tokens.div_ceil(BLOCK_TOKENS);
     let options = LoadOptions {
         precision: Precision::Auto,
+        quantization: None,
         kv: KvSpec {
             blocks: (blocks_each * largest) as usize,
             block_tokens: BLOCK_TOKENS as usize,

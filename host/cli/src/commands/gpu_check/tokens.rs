@@ -43,6 +43,7 @@ pub(super) fn run(
     let load = |device: &dyn Device, precision| {
         let options = LoadOptions {
             precision,
+            quantization: None,
             kv: KvSpec {
                 blocks: blocks_each * PROMPTS.len(),
                 block_tokens: BLOCK_TOKENS,

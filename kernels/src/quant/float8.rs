@@ -1,10 +1,10 @@
 //! 8-bit floats (e4m3 without infinities, as in "FP8 formats for deep learning", Micikevicius et al. 2022).
 
 /// Largest finite number.
-pub(super) const LARGEST: f32 = 448.0;
+pub(crate) const LARGEST: f32 = 448.0;
 
 /// The number of a code without sign, `0 ..= 126`.
-pub(super) fn value(code: u8) -> f32 {
+pub(crate) fn value(code: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(code >> 3), f32::from(code & 7));
     if exponent == 0 {
         mantissa * 2f32.powi(-9)
@@ -14,7 +14,7 @@ pub(super) fn value(code: u8) -> f32 {
 }
 
 /// The nearest code, ties to the even one; larger numbers become the largest.
-pub(super) fn code(x: f32) -> u8 {
+pub(crate) fn code(x: f32) -> u8 {
     let size = x.abs().min(LARGEST);
     let plain = if size < 2f32.powi(-6) {
         (size * 512.0).round_ties_even() as u8
