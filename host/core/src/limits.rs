@@ -244,6 +244,8 @@ pub struct EngineLimits {
     pub blocks: usize,
     /// Candidates a guest may ask to see.
     pub candidates_max: usize,
+    /// Guesses of a plan that one sequence computes in one step; with 0 none is ever computed.
+    pub guesses_max: usize,
 }
 
 impl Default for EngineLimits {
@@ -255,6 +257,7 @@ impl Default for EngineLimits {
             block_tokens: 16,
             blocks: 4_096,
             candidates_max: 256,
+            guesses_max: 16,
         }
     }
 }

@@ -81,6 +81,19 @@ pub struct PlanError {
 }
 
 impl SamplingPlan {
+    /// Whether earlier tokens change the logits.
+    #[must_use]
+    pub fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+    }
+
+    /// What is proposed; nothing where `proposed` is ignored.
+    #[must_use]
+    pub fn guesses(&self) -> &[TokenId] {
+        let is_plain = self.forced.is_empty() && self.candidates == 0 && !self.has_penalties();
+        if is_plain { &self.proposed } else { &[] }
+    }
+
     /// Checks every number against its range, for a vocabulary of `vocabulary` tokens.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //! Knows no thread, no clock and no device; [`crate::handle`] drives it.
 //!
 //! One step: [`Engine::schedule`], then (while the device computes) [`Engine::ask_guests`], then
-//! [`Engine::settle_plans`], [`Engine::sample_requests`], [`Engine::complete`] and [`Engine::settle_choices`].
+//! [`Engine::settle_plans`], [`Engine::sample_requests`], [`Engine::complete`], [`Engine::settle_choices`] and
+//! [`Engine::settle_ahead`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -35,8 +36,10 @@ pub struct Step {
 pub(crate) struct Entry {
     pub(crate) id: SequenceId,
     pub(crate) tokens: usize,
-    /// Its row of the output, if its last token is in the step.
+    /// Its first row of the output, if its last token is in the step.
     pub(crate) row: Option<usize>,
+    /// Tokens computed behind the last, each with a row, because the plan proposes them.
+    pub(crate) guesses: Vec<TokenId>,
     pub(crate) draw: Draw,
 }
 
@@ -54,6 +57,9 @@ pub(crate) enum Draw {
     SatOut,
 }
 
+/// A token and its log-probabilities, if one came about and if they are wanted.
+type Drawn = Option<(TokenId, Option<TokenLogprobs>)>;
+
 /// Sequences, the KV pool, and the step under way.
 pub struct Engine {
     pub(crate) admission: Admission,
@@ -70,6 +76,8 @@ pub struct Engine {
     pub(crate) left_queue: u64,
     /// Sequences whose guest was asked to choose in the last step.
     choosing: Vec<SequenceId>,
+    /// Sequences whose guest was asked ahead of the next step.
+    pub(crate) ahead: Vec<SequenceId>,
     seed: u64,
     next_id: u64,
     ends: EndRate,
@@ -103,6 +111,7 @@ impl Engine {
             stats: EngineStats::default(),
             left_queue: 0,
             choosing: Vec::new(),
+            ahead: Vec::new(),
             seed,
             next_id: 0,
             ends: EndRate::default(),
@@ -177,7 +186,7 @@ impl Engine {
     }
 
     /// Lets questions leave that were asked together.
-    fn flush_guests(&mut self, asked: &[SequenceId]) {
+    pub(crate) fn flush_guests(&mut self, asked: &[SequenceId]) {
         for id in asked {
             if let Some(sequence) = self.sequences.get_mut(id) {
                 sequence.sampler.flush();
@@ -204,6 +213,7 @@ impl Engine {
     /// Takes whatever answers have come. Called by `schedule`.
     pub(crate) fn poll_all(&mut self, now: Instant) {
         self.choosing.clear();
+        self.ahead.clear();
         let open = |s: &&Sequence| s.awaits_step() || s.sampler.awaits_choice();
         let ids: Vec<_> = self.sequences.values().filter(open).map(|s| s.id).collect();
         for id in ids {
@@ -212,7 +222,7 @@ impl Engine {
     }
 
     /// Takes the answers of one sequence's guest and grammar, if they have come. Whether one is still missing.
-    fn poll(&mut self, now: Instant, id: SequenceId) -> bool {
+    pub(crate) fn poll(&mut self, now: Instant, id: SequenceId) -> bool {
         // Both are looked at each time: the guest's answer is in force from when it came, and may bring a grammar.
         let guest_is_late = self.poll_guest(now, id);
         match self.poll_grammar(id) {
@@ -292,21 +302,20 @@ impl Engine {
                     None => continue,
                 },
             };
-            let uniform = uniform(seed, sequence.seed, sequence.output_tokens() as u64);
-            requests.push(SampleRequest {
-                row,
+            requests.extend((0..=entry.guesses.len()).map(|ahead| SampleRequest {
+                row: row + ahead,
                 plan,
                 mask: mask.map(TokenMask::words),
                 seen,
-                uniform,
+                uniform: uniform(seed, sequence.seed, (sequence.output_tokens() + ahead) as u64),
                 logprobs: sequence.logprobs,
-            });
+            }));
         }
         requests
     }
 
     /// Ends the step under way with what the device drew, in the order of the requests: appends tokens, shows
-    /// candidates to guests, and ends sequences.
+    /// candidates to guests, asks those that propose for their next plan, and ends sequences.
     ///
     /// # Errors
     /// The device did not answer every request, or with a token outside the vocabulary. The sequences
@@ -319,23 +328,23 @@ impl Engine {
         for entry in entries {
             // A sequence that ended meanwhile had no request: it is skipped there and here.
             let ended = !self.sequences.contains_key(&entry.id);
-            let outcome = match &entry.draw {
-                Draw::Plan | Draw::ForcedPlan(..) => outcomes.next(),
-                Draw::None | Draw::Forced(_) | Draw::SatOut => None,
+            let draws = match &entry.draw {
+                Draw::Plan | Draw::ForcedPlan(..) => 1 + entry.guesses.len(),
+                Draw::None | Draw::Forced(_) | Draw::SatOut => 0,
             };
+            let outcomes: Vec<_> = outcomes.by_ref().take(draws).collect();
             if ended {
                 continue;
             }
-            self.note_computed(&entry);
             let id = entry.id;
-            if let Err(error) = self.settle_entry(now, entry, outcome) {
+            if let Err(error) = self.settle_entry(now, &entry, outcomes) {
                 self.fail(now, id, error.clone().into());
                 broken = Some(error);
             }
         }
-        let choosing = std::mem::take(&mut self.choosing);
-        self.flush_guests(&choosing);
-        self.choosing = choosing;
+        self.ask_ahead();
+        let asked = [&self.choosing[..], &self.ahead].concat();
+        self.flush_guests(&asked);
         broken.map_or(Ok(()), Err)
     }
 
@@ -385,20 +394,13 @@ impl Engine {
         self.stats.integrity = Some(error);
     }
 
-    /// Counts what a step has computed and tells the prefix index of blocks that are now whole.
-    fn note_computed(&mut self, entry: &Entry) {
+    /// Counts tokens that are now computed and tells the prefix index of blocks that are whole.
+    fn note_computed(&mut self, id: SequenceId, tokens: usize) {
         let block_tokens = self.admission.limits.block_tokens;
-        let Some(sequence) = self.sequences.get_mut(&entry.id) else {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
             return;
         };
-        sequence.computed += entry.tokens;
-        if matches!(entry.draw, Draw::SatOut) {
-            // The last token is fed again for its logits; its KV is the same again. Its block counts as not
-            // whole until then, so nobody shares a block that is still written to.
-            sequence.computed -= 1;
-            sequence.usage.sat_out_steps += 1;
-            self.stats.sat_out_steps += 1;
-        }
+        sequence.computed += tokens;
         let whole = sequence.computed / block_tokens;
         let first = sequence.indexed_blocks;
         if whole > first {
@@ -411,38 +413,73 @@ impl Engine {
         }
     }
 
+    /// Ends a sequence's part in the step. Its guesses are looked at one after the other, each as if it had been the token
+    /// of a step of its own, up to the first that was not drawn; what was computed behind that is written over later.
     fn settle_entry(
         &mut self,
         now: Instant,
-        entry: Entry,
-        outcome: Option<SampleOutcome>,
+        entry: &Entry,
+        outcomes: Vec<SampleOutcome>,
     ) -> Result<(), DeviceError> {
-        let (token, logprobs) = match (entry.draw, outcome) {
-            (Draw::None | Draw::SatOut, _) => return Ok(()),
-            (Draw::Forced(token), _) => (token, None),
-            (Draw::ForcedPlan(token, _), Some(SampleOutcome::Token { logprobs, .. })) => (token, logprobs),
+        let id = entry.id;
+        if matches!(entry.draw, Draw::SatOut) {
+            // The last token is fed again for its logits; its KV is the same again. Its block counts as not
+            // whole until then, so nobody shares a block that is still written to.
+            self.note_computed(id, entry.tokens - 1);
+            self.note_sat_out(id);
+            return Ok(());
+        }
+        self.note_computed(id, entry.tokens);
+        let mut outcomes = outcomes.into_iter();
+        let mut guesses = entry.guesses.iter();
+        self.note_proposed(id, guesses.len());
+        while let Some((token, logprobs)) = self.settle_draw(entry, outcomes.next())? {
+            let is_right = guesses.next() == Some(&token);
+            if is_right {
+                self.note_accepted(id);
+            }
+            self.accept(now, id, token, logprobs);
+            if !is_right || !self.sequences.contains_key(&id) {
+                break;
+            }
+            self.note_computed(id, 1);
+        }
+        Ok(())
+    }
+
+    fn note_sat_out(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.usage.sat_out_steps += 1;
+            self.stats.sat_out_steps += 1;
+        }
+    }
+
+    /// The token that was drawn, if one was; shows candidates to the guest.
+    fn settle_draw(&mut self, entry: &Entry, outcome: Option<SampleOutcome>) -> Result<Drawn, DeviceError> {
+        match (&entry.draw, outcome) {
+            (Draw::None | Draw::SatOut, _) => Ok(None),
+            (Draw::Forced(token), _) => Ok(Some((*token, None))),
+            (Draw::ForcedPlan(token, _), Some(SampleOutcome::Token { logprobs, .. })) => {
+                Ok(Some((*token, logprobs)))
+            }
             (Draw::Plan, Some(SampleOutcome::Token { token, logprobs }))
                 if token.0 < self.admission.vocabulary =>
             {
-                (token, logprobs)
+                Ok(Some((token, logprobs)))
             }
             (Draw::Plan, Some(SampleOutcome::Candidates(candidates))) if !candidates.is_empty() => {
                 if let Some(sequence) = self.sequences.get_mut(&entry.id) {
                     sequence.sampler.ask_choice(candidates);
                     self.choosing.push(entry.id);
                 }
-                return Ok(());
+                Ok(None)
             }
-            (Draw::Plan | Draw::ForcedPlan(..), outcome) => {
-                return Err(DeviceError::Batch {
-                    what: "sample outcome",
-                    expected: "a token of the vocabulary or candidates for each request".to_owned(),
-                    got: format!("{outcome:?}"),
-                });
-            }
-        };
-        self.accept(now, entry.id, token, logprobs);
-        Ok(())
+            (Draw::Plan | Draw::ForcedPlan(..), outcome) => Err(DeviceError::Batch {
+                what: "sample outcome",
+                expected: "a token of the vocabulary or candidates for each request".to_owned(),
+                got: format!("{outcome:?}"),
+            }),
+        }
     }
 
     /// Appends an output token and ends the sequence if it was the last one.

@@ -7,6 +7,7 @@ pub mod admission;
 pub mod blocks;
 mod constraint;
 pub mod engine;
+mod guesses;
 pub mod handle;
 mod integrity;
 pub mod lowering;

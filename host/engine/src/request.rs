@@ -87,6 +87,10 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Output tokens, the stop token included.
     pub completion_tokens: u32,
+    /// Tokens computed because a plan proposed them.
+    pub proposed_tokens: u32,
+    /// Of these, drawn: they are output tokens too.
+    pub accepted_tokens: u32,
     /// From submission to first admission.
     pub queue: Duration,
     /// From submission to the first output token, if there was one.

@@ -13,6 +13,10 @@ use crate::request::SequenceError;
 /// How long the thread watches for a guest's answer before it sleeps: several times what a quick guest takes.
 const WATCH: Duration = Duration::from_micros(100);
 
+/// How long a step that could start waits for guests that propose: many times what a quick guest takes, few of what a step
+/// takes.
+const PROPOSAL_GRACE: Duration = Duration::from_micros(200);
+
 /// What the thread owns.
 pub(crate) struct Runner {
     pub(crate) engine: Engine,
@@ -109,7 +113,9 @@ impl Runner {
         if let Err(error) = self.engine.complete(Instant::now(), outcomes) {
             tracing::error!(%error, "bug: the device's answer cannot be used");
         }
-        self.with_grace(Engine::settle_choices);
+        let grace = self.options.guest_grace;
+        self.with_grace(grace, Engine::settle_choices);
+        self.with_grace(grace.min(PROPOSAL_GRACE), Engine::settle_ahead);
         Ok(())
     }
 
@@ -127,21 +133,21 @@ impl Runner {
             self.shared.watch(WATCH);
         }
         self.program.wait()?;
-        self.with_grace(Engine::settle_plans);
+        self.with_grace(self.options.guest_grace, Engine::settle_plans);
         Ok(())
     }
 
     /// Takes guests' answers until none is missing or the grace is over.
-    fn with_grace(&mut self, settle: fn(&mut Engine, Instant) -> usize) {
+    fn with_grace(&mut self, grace: Duration, settle: fn(&mut Engine, Instant) -> usize) {
         let mut now = Instant::now();
-        let end = now + self.options.guest_grace;
+        let end = now + grace;
         loop {
             // Before looking, so that an answer that comes while we look still ends the sleep.
             self.shared.forget_wake();
             if settle(&mut self.engine, now) == 0 {
                 return;
             }
-            self.shared.watch(WATCH.min(self.options.guest_grace));
+            self.shared.watch(WATCH.min(grace));
             now = Instant::now();
             if now >= end || !self.shared.sleep(Some(end - now)) {
                 return;

@@ -46,7 +46,10 @@ pub(crate) struct Sampler {
 
 struct ActivePlan {
     plan: SamplingPlan,
+    /// Tokens drawn by it.
     used_steps: usize,
+    /// One of them was not the one it had guessed.
+    is_refuted: bool,
     /// What it keeps the output to.
     constraint: Option<Constraint>,
 }
@@ -56,15 +59,38 @@ impl ActivePlan {
         Self {
             plan,
             used_steps: 0,
+            is_refuted: false,
             constraint,
         }
     }
 
-    /// Steps until the guest is asked again. All forced tokens come even if the plan is valid for fewer steps:
-    /// "these tokens come next, in order" would be broken otherwise.
+    /// Whether the guest is asked again. All forced tokens come even if the plan is valid for fewer steps:
+    /// "these tokens come next, in order" would be broken otherwise. A plan that proposes ends with the first token that it
+    /// has not guessed.
     fn expired(&self) -> bool {
-        let valid = self.plan.valid_steps as usize;
-        valid > 0 && self.used_steps >= valid.max(self.plan.forced.len())
+        let (valid, guesses) = (self.plan.valid_steps as usize, self.plan.guesses().len());
+        let is_over = valid > 0 && self.used_steps >= valid.max(self.plan.forced.len());
+        is_over || guesses > 0 && (self.is_refuted || self.used_steps > guesses)
+    }
+
+    /// Guesses at the tokens that follow the last one: no more than leave the draw behind them to this plan.
+    fn guesses(&self) -> &[TokenId] {
+        let left = match self.plan.valid_steps as usize {
+            _ if self.is_refuted => 0,
+            0 => usize::MAX,
+            valid => valid.saturating_sub(self.used_steps + 1),
+        };
+        let guesses = self.plan.guesses().get(self.used_steps..).unwrap_or_default();
+        &guesses[..guesses.len().min(left)]
+    }
+
+    fn accept(&mut self, token: TokenId) {
+        let guess = self.plan.guesses().get(self.used_steps);
+        self.is_refuted |= guess.is_some_and(|guess| *guess != token);
+        self.used_steps += 1;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token);
+        }
     }
 }
 
@@ -73,6 +99,10 @@ struct Guest {
     question: Question,
     /// Output tokens since the last plan was asked for.
     accepted: Vec<TokenId>,
+    /// It has proposed, and was not late since.
+    proposes: bool,
+    /// The open question was asked before the step it is for.
+    is_ahead: bool,
 }
 
 enum Question {
@@ -95,6 +125,8 @@ impl Sampler {
                     session,
                     question: Question::None,
                     accepted: Vec::new(),
+                    proposes: false,
+                    is_ahead: false,
                 }),
             ),
         };
@@ -125,6 +157,11 @@ impl Sampler {
         self.active
             .as_ref()
             .and_then(|active| active.plan.forced.get(active.used_steps).copied())
+    }
+
+    /// What the plan in force believes to follow the last token, as far as it draws there.
+    pub(crate) fn guesses(&self) -> &[TokenId] {
+        self.active.as_ref().map_or(&[], ActivePlan::guesses)
     }
 
     /// Whether the guest has candidates before it: the next token is known to nobody else.
@@ -160,6 +197,35 @@ impl Sampler {
             let accepted = std::mem::take(&mut guest.accepted);
             guest.session.request_plan(PlanStep { position, accepted });
             guest.question = Question::Plan;
+        }
+    }
+
+    /// Asks a guest that proposes before the next step is put together. Whether it was asked.
+    pub(crate) fn ask_ahead(&mut self, position: u32) -> bool {
+        let proposes = self.guest.as_ref().is_some_and(|guest| guest.proposes);
+        if !proposes || self.awaits_plan() {
+            return false;
+        }
+        self.ask_plan(position);
+        let is_asked = self.awaits_plan();
+        if let Some(guest) = &mut self.guest {
+            guest.is_ahead = is_asked;
+        }
+        is_asked
+    }
+
+    /// Whether the open question was asked before the step it is for.
+    pub(crate) fn was_asked_ahead(&self) -> bool {
+        self.guest.as_ref().is_some_and(|guest| guest.is_ahead)
+    }
+
+    /// The next token's step begins. A guest that was asked ahead and is not done is not waited for between steps again until
+    /// it proposes again.
+    pub(crate) fn begin_step(&mut self) {
+        if let Some(guest) = &mut self.guest
+            && std::mem::take(&mut guest.is_ahead)
+        {
+            guest.proposes &= !matches!(guest.question, Question::Plan);
         }
     }
 
@@ -208,6 +274,7 @@ impl Sampler {
                         constraint.ask();
                     }
                     guest.question = Question::None;
+                    guest.proposes |= !plan.guesses().is_empty() && constraint.is_none();
                     self.active = Some(ActivePlan::new(plan, constraint));
                     Ok(Polled::Plan)
                 }
@@ -243,11 +310,9 @@ impl Sampler {
             seen.output(token);
         }
         if let Some(active) = &mut self.active {
-            active.used_steps += 1;
-            if let Some(constraint) = &mut active.constraint {
-                constraint.accept(token);
-            }
-            if active.expired() {
+            active.accept(token);
+            // Without a guest nobody could be asked again.
+            if self.guest.is_some() && active.expired() {
                 self.active = None;
             }
         }
@@ -255,7 +320,7 @@ impl Sampler {
 
     /// Counts tokens if the plan in force has penalties; from then on they are counted as they come.
     pub(crate) fn prepare_seen(&mut self, tokens: &[TokenId], prompt_tokens: usize) {
-        if self.seen.is_none() && self.plan().is_some_and(has_penalties) {
+        if self.seen.is_none() && self.plan().is_some_and(SamplingPlan::has_penalties) {
             self.seen = Some(Seen::new(tokens, prompt_tokens));
         }
     }
@@ -263,7 +328,7 @@ impl Sampler {
     /// Distinct tokens of prompt and output if the plan in force has penalties, else nothing.
     pub(crate) fn seen(&self) -> &[TokenCount] {
         match &self.seen {
-            Some(seen) if self.plan().is_some_and(has_penalties) => &seen.counts,
+            Some(seen) if self.plan().is_some_and(SamplingPlan::has_penalties) => &seen.counts,
             _ => &[],
         }
     }
@@ -276,10 +341,6 @@ fn second_grammar() -> PlanError {
         expected: "none where the request has its own (response_format and the like)".into(),
         got: "one".to_owned(),
     }
-}
-
-fn has_penalties(plan: &SamplingPlan) -> bool {
-    plan.repetition_penalty != 1.0 || plan.frequency_penalty != 0.0 || plan.presence_penalty != 0.0
 }
 
 /// Token counts in order of first appearance.
@@ -348,9 +409,9 @@ mod tests {
     #[test]
     fn forced_tokens_come_in_order_and_outlive_a_short_validity() {
         let mut active = ActivePlan::new(forced(&[5, 6], 1), None);
-        active.used_steps += 1;
+        active.accept(TokenId(5));
         assert!(!active.expired());
-        active.used_steps += 1;
+        active.accept(TokenId(6));
         assert!(active.expired());
         let mut sampler = Sampler::new(Sampling::Plan(forced(&[5, 6], 1)));
         for expected in [Some(5), Some(6), None, None] {
@@ -358,6 +419,36 @@ mod tests {
             sampler.accept(TokenId(9));
         }
         assert!(sampler.plan().is_some(), "a request's own plan never expires");
+    }
+
+    #[test]
+    fn a_plan_that_proposes_ends_with_the_first_token_it_has_not_guessed() {
+        let plan = |valid_steps| SamplingPlan {
+            proposed: [5, 6, 7].map(TokenId).to_vec(),
+            valid_steps,
+            ..SamplingPlan::default()
+        };
+        let check = |valid_steps, tokens: &[u32], guesses: &[usize]| {
+            let mut active = ActivePlan::new(plan(valid_steps), None);
+            let mut left = vec![active.guesses().len()];
+            for (place, token) in tokens.iter().enumerate() {
+                assert!(!active.expired(), "{tokens:?} after {place}");
+                active.accept(TokenId(*token));
+                left.push(active.guesses().len());
+            }
+            assert!(active.expired(), "{tokens:?}");
+            assert_eq!(left, guesses, "{tokens:?}");
+        };
+        check(0, &[5, 6, 7, 1], &[3, 2, 1, 0, 0]);
+        check(0, &[5, 1], &[3, 2, 0]);
+        check(9, &[1], &[3, 0]);
+        check(3, &[5, 6, 7], &[2, 1, 0, 0]);
+        check(1, &[5], &[0, 0]);
+        let has_penalty = SamplingPlan {
+            presence_penalty: 0.5,
+            ..plan(2)
+        };
+        assert!(ActivePlan::new(has_penalty, None).guesses().is_empty());
     }
 
     #[test]

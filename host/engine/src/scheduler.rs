@@ -10,14 +10,33 @@ use crate::engine::{Draw, Engine, Entry, Step};
 use crate::sequence::Sequence;
 
 /// A step being put together.
-struct Draft {
+pub(crate) struct Draft {
     /// Tokens that still fit.
-    budget: usize,
-    /// Sequences and how many of their tokens.
-    planned: Vec<(SequenceId, usize)>,
+    pub(crate) budget: usize,
+    pub(crate) planned: Vec<Planned>,
     zero: Vec<BlockId>,
     /// Whether some sequence had to give up its blocks.
-    preempted: bool,
+    pub(crate) preempted: bool,
+}
+
+/// A sequence's part in a draft.
+pub(crate) struct Planned {
+    pub(crate) id: SequenceId,
+    /// Of its tokens, how many.
+    pub(crate) tokens: usize,
+    /// Behind its last token, so many guesses.
+    pub(crate) guesses: usize,
+}
+
+impl Draft {
+    fn plan(&mut self, id: SequenceId, tokens: usize) {
+        self.budget -= tokens;
+        self.planned.push(Planned {
+            id,
+            tokens,
+            guesses: 0,
+        });
+    }
 }
 
 impl Engine {
@@ -42,6 +61,8 @@ impl Engine {
         self.plan_running(&mut draft, |pending| pending > 1);
         if !draft.preempted {
             self.admit_waiting(&mut draft, now);
+            // Last: what is sure goes before what is guessed.
+            self.plan_guesses(&mut draft);
         }
         if draft.planned.is_empty() {
             return None;
@@ -54,15 +75,12 @@ impl Engine {
         for id in self.running.clone() {
             let sequence = &self.sequences[&id];
             let pending = sequence.pending();
-            // With one token left and no plan or mask the step could not draw: the sequence sits out.
-            let sits_out = pending == 1 && sequence.awaits_step();
-            if draft.budget == 0 || !wanted(pending) || sits_out || !self.running.contains(&id) {
+            if draft.budget == 0 || !wanted(pending) || sequence.sits_out() || !self.running.contains(&id) {
                 continue;
             }
             let tokens = pending.min(draft.budget);
             if self.reserve(draft, id, tokens) {
-                draft.budget -= tokens;
-                draft.planned.push((id, tokens));
+                draft.plan(id, tokens);
             }
         }
     }
@@ -88,8 +106,7 @@ impl Engine {
             self.start(id, &hits, now);
             let tokens = self.sequences[&id].pending().min(draft.budget);
             if self.reserve(draft, id, tokens) {
-                draft.budget -= tokens;
-                draft.planned.push((id, tokens));
+                draft.plan(id, tokens);
             }
         }
     }
@@ -167,20 +184,13 @@ impl Engine {
     fn reserve(&mut self, draft: &mut Draft, id: SequenceId, tokens: usize) -> bool {
         let block_tokens = self.admission.limits.block_tokens;
         loop {
-            let Some(sequence) = self.sequences.get_mut(&id) else {
+            let Some(sequence) = self.sequences.get(&id) else {
                 return false;
             };
             if sequence.blocks.len() * block_tokens >= sequence.computed + tokens {
                 return true;
             }
-            if let Some(taken) = self.pool.take(sequence.tenant) {
-                sequence.blocks.push(taken.block);
-                if taken.was_cached {
-                    self.index.remove(taken.block);
-                }
-                if taken.needs_zero {
-                    draft.zero.push(taken.block);
-                }
+            if self.take_block(draft, id) {
                 continue;
             }
             let youngest = self.running[self.running.len() - 1];
@@ -189,6 +199,24 @@ impl Engine {
                 return false;
             }
         }
+    }
+
+    /// Gives a sequence one more block, if one is free.
+    pub(crate) fn take_block(&mut self, draft: &mut Draft, id: SequenceId) -> bool {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return false;
+        };
+        let Some(taken) = self.pool.take(sequence.tenant) else {
+            return false;
+        };
+        sequence.blocks.push(taken.block);
+        if taken.was_cached {
+            self.index.remove(taken.block);
+        }
+        if taken.needs_zero {
+            draft.zero.push(taken.block);
+        }
+        true
     }
 
     /// Frees a running sequence's blocks and puts it, with all its tokens, at the front of the queue. The
@@ -204,32 +232,38 @@ impl Engine {
         self.waiting.push_front(id);
         self.stats.preemptions += 1;
         draft.preempted = true;
-        draft.planned.retain(|(other, tokens)| {
-            if *other == id {
-                draft.budget += tokens;
+        draft.planned.retain(|planned| {
+            if planned.id == id {
+                draft.budget += planned.tokens;
             }
-            *other != id
+            planned.id != id
         });
     }
 
     fn build_step(&mut self, draft: Draft) -> Step {
         let mut batch = StepBatch::default();
         let mut entries = Vec::with_capacity(draft.planned.len());
-        for (id, tokens) in draft.planned {
-            let sequence = &self.sequences[&id];
+        for Planned { id, tokens, guesses } in draft.planned {
+            let Some(sequence) = self.sequences.get_mut(&id) else {
+                continue;
+            };
+            sequence.sampler.begin_step();
+            let guesses = sequence.sampler.guesses()[..guesses].to_vec();
             let (first, last) = (sequence.computed, sequence.computed + tokens);
             let slice = SequenceSlice {
                 first_token: batch.tokens.len(),
-                tokens,
+                tokens: tokens + guesses.len(),
                 position: u32::try_from(first).unwrap_or(u32::MAX),
                 blocks: sequence.blocks.clone(),
             };
             batch.tokens.extend_from_slice(&sequence.tokens[first..last]);
+            batch.tokens.extend_from_slice(&guesses);
             batch.sequences.push(slice);
             let wanted = last == sequence.tokens.len() && !sequence.sampler.awaits_choice();
             let row = wanted.then_some(batch.output_rows.len());
             if wanted {
-                batch.output_rows.push(batch.tokens.len() - 1);
+                let rows = batch.tokens.len() - 1 - guesses.len()..batch.tokens.len();
+                batch.output_rows.extend(rows);
             }
             if sequence.pending() > 1 || sequence.output_tokens() == 0 {
                 self.stats.tokens_prefilled += tokens as u64;
@@ -238,6 +272,7 @@ impl Engine {
                 id,
                 tokens,
                 row,
+                guesses,
                 draw: Draw::None,
             });
         }

@@ -32,6 +32,8 @@ pub(crate) struct Sequence {
     /// Whether it has been in the batch before.
     pub(crate) admitted: bool,
     pub(crate) usage: Usage,
+    /// Most guesses the next step computes: as many as lately were right, and some more.
+    pub(crate) guesses_max: usize,
     output_tokens_max: usize,
     stop_tokens: Vec<TokenId>,
     root: Option<PrefixKey>,
@@ -66,6 +68,7 @@ impl Sequence {
                 prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
                 ..Usage::default()
             },
+            guesses_max: usize::MAX,
             output_tokens_max,
             stop_tokens: if request.ignore_eos {
                 Vec::new()
@@ -92,6 +95,11 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Output tokens that may still come.
+    pub(crate) fn output_left(&self) -> usize {
+        self.output_tokens_max.saturating_sub(self.output_tokens())
+    }
+
     /// Whether something was asked for without which a step could not draw.
     pub(crate) fn awaits_step(&self) -> bool {
         self.sampler.awaits_plan() || self.constraint().is_some_and(Constraint::awaits)
@@ -110,6 +118,11 @@ impl Sequence {
     /// The same, to ask it.
     pub(crate) fn constraint_mut(&mut self) -> Option<&mut Constraint> {
         self.constraint.as_mut().or_else(|| self.sampler.constraint_mut())
+    }
+
+    /// Whether a step would be for nothing: what it needs to draw was asked for during another step and has not come.
+    pub(crate) fn sits_out(&self) -> bool {
+        self.pending() == 1 && self.awaits_step() && !self.sampler.was_asked_ahead()
     }
 
     /// The tokens that may come next, where a grammar says so.

@@ -23,6 +23,10 @@ pub struct EngineStats {
     pub tokens_prefilled: u64,
     /// Output tokens.
     pub tokens_decoded: u64,
+    /// Tokens computed because a plan proposed them.
+    pub tokens_proposed: u64,
+    /// Of these, drawn.
+    pub tokens_accepted: u64,
     /// Prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: u64,
     /// Prompt tokens looked up in the prefix cache.

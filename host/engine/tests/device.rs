@@ -7,10 +7,12 @@ mod support;
 use std::sync::Arc;
 
 use galerne_core::ids::{BlockId, TokenId};
+use galerne_core::sampling::SamplingPlan;
 use galerne_core::validate::ValidGraph;
 use galerne_cuda_shim::Shim;
 use galerne_engine::handle::{EngineHandle, EngineOptions, start};
 use galerne_engine::lowering::lower;
+use galerne_engine::request::{Request, Sampling};
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
 use galerne_kernels::cuda::CudaDevice;
 use galerne_kernels::device::{
@@ -21,6 +23,7 @@ use proptest::prelude::*;
 
 use numeric::Weights;
 use numeric::build::{Family, VOCABULARY, arbitrary, decoder, encoder};
+use support::proposer::Proposer;
 use support::{Record, limits, request};
 
 const BLOCK_TOKENS: usize = 4;
@@ -252,7 +255,16 @@ proptest! {
 
 fn engine(on: On, graph: &ValidGraph, weights: &Weights, blocks: usize) -> EngineHandle {
     // Fewer tokens a step than a prompt has: prefill comes in chunks, some without an output.
-    let limits = limits(blocks, BLOCK_TOKENS, 7, 4);
+    engine_with_steps(on, graph, weights, (blocks, 7))
+}
+
+fn engine_with_steps(
+    on: On,
+    graph: &ValidGraph,
+    weights: &Weights,
+    (blocks, step_tokens): (usize, usize),
+) -> EngineHandle {
+    let limits = limits(blocks, BLOCK_TOKENS, step_tokens, 4);
     let options = EngineOptions {
         limits,
         check_integrity: true,
@@ -268,14 +280,17 @@ fn engine(on: On, graph: &ValidGraph, weights: &Weights, blocks: usize) -> Engin
 
 /// Submits all prompts at once; their greedy tokens.
 fn generate(engine: &EngineHandle, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
-    let submit = |prompt: &Vec<u32>| {
+    generate_all(engine, prompts.iter().map(|prompt| request(prompt, 12)))
+}
+
+/// Submits all requests at once; their tokens.
+fn generate_all(engine: &EngineHandle, requests: impl Iterator<Item = Request>) -> Vec<Vec<u32>> {
+    let submit = |request: Request| {
         let record = Record::default();
-        engine
-            .submit(request(prompt, 12), record.sink())
-            .expect("accepted");
+        engine.submit(request, record.sink()).expect("accepted");
         record
     };
-    let records: Vec<_> = prompts.iter().map(submit).collect();
+    let records: Vec<_> = requests.map(submit).collect();
     while records.iter().any(|record| record.end().is_none()) {
         assert!(engine.is_alive(), "the engine has ended: {:?}", engine.stats());
         std::thread::sleep(std::time::Duration::from_millis(1));
@@ -319,6 +334,47 @@ fn generations(on: On) {
         );
         assert_eq!(single, preempted[i], "{on:?}: sequence {i}");
     }
+}
+
+#[test]
+fn guesses_change_no_token_and_save_steps() {
+    On::ALL.into_iter().for_each(guesses);
+}
+
+fn guesses(on: On) {
+    let (graph, weights) = decoder(Family::default());
+    let plan = |temperature| SamplingPlan {
+        temperature,
+        ..SamplingPlan::default()
+    };
+    let requests = |with_guests: bool| {
+        (0..6_u32).map(move |i| {
+            let prompt: Vec<u32> = (0..5 + i).map(|p| (p * p + i / 2) % VOCABULARY).collect();
+            let rule = plan(if i % 3 == 2 { 0.2 } else { 0.0 });
+            let sampling = if with_guests {
+                Sampling::Guest(Box::new(Proposer::by_bigrams(rule, [0; 3], &prompt)))
+            } else {
+                Sampling::Plan(rule)
+            };
+            Request {
+                sampling,
+                ..request(&prompt, 40)
+            }
+        })
+    };
+    let run = |sizes, with_guests| {
+        let engine = engine_with_steps(on, &graph, &weights, sizes);
+        let tokens = generate_all(&engine, requests(with_guests));
+        (tokens, engine.stats())
+    };
+    let (plain, plain_stats) = run((96, 32), false);
+    let (roomy, stats) = run((96, 32), true);
+    let (tight, tight_stats) = run((24, 7), true);
+    assert_eq!((&plain, &plain), (&roomy, &tight), "{on:?}");
+    assert!(tight_stats.preemptions > 0, "{on:?}: {tight_stats:?}");
+    let (accepted, proposed) = (stats.tokens_accepted, stats.tokens_proposed);
+    assert!(stats.steps < plain_stats.steps, "{on:?}: {stats:?}");
+    assert!(0 < accepted && accepted < proposed, "{on:?}: {stats:?}");
 }
 
 /// Greedy tokens by the graph alone, everything computed anew for each.

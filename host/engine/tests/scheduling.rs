@@ -68,7 +68,11 @@ impl Spec {
 
     /// The events of this request alone, on an engine with room for everything in one step.
     fn alone(&self, sequence_tokens_max: u32) -> Record {
-        let mut bench = Bench::new(limits(64, 16, 1_024, 1), sequence_tokens_max);
+        let limits = EngineLimits {
+            guesses_max: 0,
+            ..limits(64, 16, 1_024, 1)
+        };
+        let mut bench = Bench::new(limits, sequence_tokens_max);
         let record = bench.submit(Request {
             use_prefix_cache: false,
             ..self.request(true)
@@ -94,12 +98,15 @@ fn spec() -> impl Strategy<Value = Spec> {
             ..SamplingPlan::default()
         }),
     ];
-    let manner = (any::<[u8; 3]>(), 0..4_u32, 0..5_u32, 0..4_u32, any::<bool>()).prop_map(
-        |(delays, valid_steps, candidates, forces_every, keeps)| Manner {
+    let candidates = prop_oneof![Just(0), 0..5_u32];
+    let keeps = proptest::bool::weighted(0.3);
+    let manner = (any::<[u8; 3]>(), 0..4_u32, candidates, 0..4_u32, 0..4_u32, keeps).prop_map(
+        |(delays, valid_steps, candidates, forces_every, proposes, keeps)| Manner {
             delays: delays.map(|d| d % 4),
             valid_steps,
             candidates,
             forces_every,
+            proposes,
             keeps,
             traps_at: None,
         },
@@ -151,8 +158,12 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 fn small_limits() -> impl Strategy<Value = EngineLimits> {
-    (2..14_usize, 1..5_usize, 1..14_usize, 1..5_usize)
-        .prop_map(|(blocks, block_tokens, step, sequences)| limits(blocks, block_tokens, step, sequences))
+    (2..14_usize, 1..5_usize, 1..14_usize, 1..5_usize, 0..5_usize).prop_map(
+        |(blocks, block_tokens, step, sequences, guesses_max)| EngineLimits {
+            guesses_max,
+            ..limits(blocks, block_tokens, step, sequences)
+        },
+    )
 }
 
 /// Plays the acts and compares every sequence with its own run.

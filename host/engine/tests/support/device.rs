@@ -16,6 +16,8 @@ pub struct FakeProgram {
     limits: EngineLimits,
     kv: Vec<Vec<Option<(u32, TokenId)>>>,
     rows: Vec<u64>,
+    /// How many tokens of a sequence its logits depend on, from the last one back: with few its output repeats itself soon.
+    pub memory: usize,
     /// Steps until the device fails.
     pub steps_left: usize,
     is_running: bool,
@@ -28,6 +30,7 @@ impl FakeProgram {
             limits,
             kv,
             rows: Vec::new(),
+            memory: usize::MAX,
             steps_left: usize::MAX,
             is_running: false,
         }
@@ -65,7 +68,7 @@ impl FakeProgram {
     }
 
     fn hash(&self, slice: &SequenceSlice, last: usize) -> u64 {
-        (0..=last).fold(0xcbf2_9ce4_8422_2325, |hash: u64, position| {
+        ((last + 1).saturating_sub(self.memory)..=last).fold(0xcbf2_9ce4_8422_2325, |hash: u64, position| {
             let block = slice.blocks[position / self.limits.block_tokens].index();
             let entry = self.kv[block][position % self.limits.block_tokens];
             let word = match entry {

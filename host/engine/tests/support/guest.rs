@@ -20,6 +20,8 @@ pub struct Manner {
     pub forces_every: u32,
     /// Its plans bring a grammar.
     pub keeps: bool,
+    /// It proposes so many tokens; if more than one, every third plan proposes none.
+    pub proposes: u32,
     /// It traps at the plan of this position.
     pub traps_at: Option<u32>,
 }
@@ -59,6 +61,16 @@ impl FakeGuest {
         let late = self.looks_left > 0;
         self.looks_left = self.looks_left.saturating_sub(1);
         late
+    }
+
+    fn proposed(&self) -> Vec<TokenId> {
+        let count = self.manner.proposes;
+        let count = if count > 1 && self.questions.is_multiple_of(3) {
+            0
+        } else {
+            count
+        };
+        (0..count).map(|i| TokenId((self.history() + i) % 23)).collect()
     }
 
     fn history(&self) -> u32 {
@@ -102,6 +114,7 @@ impl SamplerSession for FakeGuest {
             } else {
                 Vec::new()
             },
+            proposed: self.proposed(),
             valid_steps: self.manner.valid_steps,
             candidates: self.manner.candidates,
             ..SamplingPlan::default()

@@ -5,6 +5,7 @@
 pub mod device;
 pub mod grammar;
 pub mod guest;
+pub mod proposer;
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -86,6 +87,7 @@ pub fn limits(
         block_tokens,
         blocks,
         candidates_max: 16,
+        guesses_max: 16,
     }
 }
 
@@ -94,6 +96,7 @@ pub struct Bench {
     pub engine: Engine,
     pub device: FakeProgram,
     pub now: Instant,
+    context_tokens_max: u32,
     /// Blocks zeroed so far.
     pub zeroed: usize,
 }
@@ -109,6 +112,7 @@ impl Bench {
             engine: Engine::new(admission, 5),
             device: FakeProgram::new(limits),
             now: Instant::now(),
+            context_tokens_max,
             zeroed: 0,
         }
     }
@@ -122,6 +126,10 @@ impl Bench {
                 .expect("sound when nothing is to be computed");
             return false;
         };
+        for slice in &step.batch.sequences {
+            let end = slice.position as usize + slice.tokens;
+            assert!(end < self.context_tokens_max as usize, "{:?}", step.batch);
+        }
         self.zeroed += step.zero.len();
         self.device.zero_blocks(&step.zero).expect("blocks exist");
         self.device.submit(&step.batch).expect("a sound batch");
@@ -136,6 +144,7 @@ impl Bench {
             .complete(self.now, outcomes)
             .expect("the device answered every request");
         self.engine.settle_choices(self.now);
+        self.engine.settle_ahead(self.now);
         self.engine.check_integrity().expect("sound after a step");
         true
     }

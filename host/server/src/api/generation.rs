@@ -33,6 +33,10 @@ pub(super) struct Usage {
     prompt_tokens: usize,
     cached_tokens: u32,
     pub(super) completion_tokens: u32,
+    /// Computed because a sampler proposed them, and drawn.
+    accepted_tokens: u32,
+    /// Computed and not drawn.
+    rejected_tokens: u32,
 }
 
 impl Usage {
@@ -43,6 +47,10 @@ impl Usage {
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens as usize,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": self.accepted_tokens,
+                "rejected_prediction_tokens": self.rejected_tokens,
+            },
         })
     }
 }
@@ -55,6 +63,8 @@ impl std::ops::Add for Usage {
             prompt_tokens: self.prompt_tokens + other.prompt_tokens,
             cached_tokens: self.cached_tokens + other.cached_tokens,
             completion_tokens: self.completion_tokens + other.completion_tokens,
+            accepted_tokens: self.accepted_tokens + other.accepted_tokens,
+            rejected_tokens: self.rejected_tokens + other.rejected_tokens,
         }
     }
 }
@@ -69,9 +79,7 @@ pub(super) struct Generation {
     stop: StopMatcher,
     ignore_eos: bool,
     begin: Instant,
-    prompt_tokens: usize,
-    cached_tokens: u32,
-    completion_tokens: u32,
+    spent: Usage,
     over: bool,
 }
 
@@ -161,9 +169,10 @@ impl Generation {
             events,
             ignore_eos: params.ignore_eos,
             begin: Instant::now(),
-            prompt_tokens,
-            cached_tokens: 0,
-            completion_tokens: 0,
+            spent: Usage {
+                prompt_tokens,
+                ..Usage::default()
+            },
             over: false,
         })
     }
@@ -214,8 +223,8 @@ impl Generation {
     fn take(&mut self, event: Event, piece: &mut Piece) -> Result<(), ApiError> {
         match event {
             Event::Token { token, logprobs } => {
-                self.completion_tokens += 1;
-                if self.completion_tokens == 1 {
+                self.spent.completion_tokens += 1;
+                if self.spent.completion_tokens == 1 {
                     self.state.metrics().first_token(self.begin.elapsed());
                 }
                 piece.tokens.push(token);
@@ -227,7 +236,9 @@ impl Generation {
                 }
             }
             Event::Finished { reason, usage } => {
-                self.cached_tokens = usage.cached_tokens;
+                self.spent.cached_tokens = usage.cached_tokens;
+                self.spent.accepted_tokens = usage.accepted_tokens;
+                self.spent.rejected_tokens = usage.proposed_tokens.saturating_sub(usage.accepted_tokens);
                 let rest = self.text.finish();
                 self.release(&rest, piece);
                 if !self.over {
@@ -271,11 +282,7 @@ impl Generation {
 
     /// Tokens so far.
     pub(super) fn spent(&self) -> Usage {
-        Usage {
-            prompt_tokens: self.prompt_tokens,
-            cached_tokens: self.cached_tokens,
-            completion_tokens: self.completion_tokens,
-        }
+        self.spent
     }
 
     pub(super) fn state(&self) -> &Arc<ApiState> {

@@ -135,7 +135,7 @@ type EngineFigure = (
     fn(&EngineStats, usize) -> f64,
 );
 
-const ENGINE: [EngineFigure; 13] = [
+const ENGINE: [EngineFigure; 15] = [
     (
         "num_requests_running",
         "gauge",
@@ -195,6 +195,18 @@ const ENGINE: [EngineFigure; 13] = [
         "counter",
         "Prompt tokens found in the prefix cache.",
         |stats, _| stats.prefix_hit_tokens as f64,
+    ),
+    (
+        "spec_decode_num_draft_tokens_total",
+        "counter",
+        "Tokens computed because a sampling guest proposed them.",
+        |stats, _| stats.tokens_proposed as f64,
+    ),
+    (
+        "spec_decode_num_accepted_tokens_total",
+        "counter",
+        "Proposed tokens that were drawn.",
+        |stats, _| stats.tokens_accepted as f64,
     ),
     (
         "num_preemptions_total",
