@@ -11,7 +11,7 @@ use super::isa::Isa;
 use super::load::Loaded;
 use super::memory::Rect;
 use super::pool::{Pool, Task, Ticket};
-use super::sampler::Sampler;
+use super::sample_job::Samplers;
 use crate::batch::{BatchGate, check_requests};
 use crate::check::check;
 use crate::device::{
@@ -95,7 +95,7 @@ impl Device for CpuDevice {
             gate,
             loaded: Arc::new(loaded),
             pool: Arc::clone(&self.pool),
-            sampler: Sampler::new(self.isa),
+            samplers: Samplers::new(self.isa, self.pool.workers()),
             state: State::Idle,
             last: [None, None],
             outputs: 0,
@@ -113,7 +113,7 @@ enum State {
 struct CpuProgram {
     loaded: Arc<Loaded>,
     pool: Arc<Pool>,
-    sampler: Sampler,
+    samplers: Samplers,
     state: State,
     /// The last two steps, by their turn with the tickets.
     last: [Option<Arc<Task>>; 2],
@@ -181,13 +181,12 @@ impl LoadedProgram for CpuProgram {
         self.idle()?;
         let output = self.output();
         check_requests(requests, output.rows, output.width)?;
-        let sampler = &mut self.sampler;
-        let outcome = |request: &SampleRequest<'_>| {
-            // SAFETY: no step is running, and `&mut self` keeps one from starting.
-            let row = unsafe { output.row(request.row) };
-            sampler.sample(row, request)
-        };
-        Ok(requests.iter().map(outcome).collect())
+        // SAFETY: no step is running, and `&mut self` keeps one from starting.
+        let outcomes = unsafe { self.samplers.sample(&self.pool, output, requests) };
+        outcomes.map_err(|reason| {
+            self.state = State::Failed(reason.clone());
+            DeviceError::Failed { device: NAME, reason }
+        })
     }
 
     fn read_output(&mut self) -> Result<Vec<f32>, DeviceError> {

@@ -26,6 +26,7 @@ mod norm;
 mod pool;
 mod quantize_rows;
 mod rope;
+mod sample_job;
 mod sampler;
 mod sampler_ladder;
 mod sampler_mask;

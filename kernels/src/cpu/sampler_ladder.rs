@@ -104,14 +104,19 @@ impl Hunt<'_> {
     }
 }
 impl Ladder {
-    /// At most `count` of the logits, evenly spread, and `extra`.
-    pub(crate) fn fill(&mut self, logits: &[f32], count: usize, scale: Scale, extra: Option<f32>) {
+    /// At most `count` of the logits, evenly spread, and `extra`, without what [`Ladder::find`] needs to know of them.
+    pub(crate) fn sample(&mut self, logits: &[f32], count: usize, extra: Option<f32>) {
         let stride = logits.len().div_ceil(count).max(1);
         self.floors.clear();
         self.floors
             .extend(logits.iter().step_by(stride).map(|&v| clean(v)));
         self.floors.extend(extra);
         self.floors.sort_unstable_by(|a, b| b.total_cmp(a));
+    }
+
+    /// At most `count` of the logits, evenly spread, and `extra`.
+    pub(crate) fn fill(&mut self, logits: &[f32], count: usize, scale: Scale, extra: Option<f32>) {
+        self.sample(logits, count, extra);
         self.masses.clear();
         self.masses.resize(self.floors.len(), None);
         let mut sum = 0.0;

@@ -253,7 +253,7 @@ impl Prefix {
         count: usize,
     ) -> impl ExactSizeIterator<Item = TokenId> + '_ {
         let count = count.min(logits.len());
-        self.row.fill(logits, SAMPLE, self.scale, None);
+        self.row.sample(logits, SAMPLE, None);
         let stride = logits.len().div_ceil(SAMPLE).max(1);
         // Twice as many as wanted are expected above this member of the sample.
         let mut rank = count * 2 / stride + 2;
