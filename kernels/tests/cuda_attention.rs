@@ -1,10 +1,10 @@
-//! The `attention_*.cu` kernels on the CPU shim against f64: shapes, masks, KV dtypes, split contexts, padding.
+//! The `attention_*.cu` kernels on the CPU shim (or a GPU) against f64: shapes, masks, KV dtypes, split contexts, padding.
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
 use galerne_core::ids::BlockId;
-use galerne_cuda_shim::Shim;
+use galerne_cuda_shim::Rig;
 use galerne_kernels::cuda::attention_plan::{Plan, PlanShape};
-use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Driver, Launch};
+use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Launch};
 use galerne_kernels::cuda::kv::{KvElement, KvLayer};
 use galerne_kernels::cuda::launch::attention::{AttentionParams, Step, Tables, attention, with_warpgroups};
 use galerne_kernels::device::SequenceSlice;
@@ -280,7 +280,7 @@ struct Ran {
 /// Runs the case and checks every number.
 fn check(case: &Case, seed: u64, tolerance: f64) -> Ran {
     let world = world(case, seed);
-    let shim = Shim::new(seed);
+    let rig = Rig::new(seed);
     let tokens: usize = case.sequences.iter().map(|s| s.1).sum();
     let rows = tokens + case.padding;
     let mut shape = PlanShape::new(&case.layer, case.multiprocessors);
@@ -297,11 +297,11 @@ fn check(case: &Case, seed: u64, tolerance: f64) -> Ran {
     for (row, numbers) in world.q.chunks(width as usize).enumerate() {
         q[row * stride as usize + case.margin as usize..][..width as usize].copy_from_slice(numbers);
     }
-    let (q, out) = (shim.memory(&q), shim.poisoned::<f32>(rows * stride as usize));
-    let (plan, table) = (shim.memory(&words), shim.memory(&world.table));
+    let (q, out) = (rig.memory(&q), rig.poisoned::<f32>(rows * stride as usize));
+    let (plan, table) = (rig.memory(&words), rig.memory(&world.table));
     let (pool, partial) = (
-        shim.memory(&world.pool),
-        shim.poisoned::<f32>(capacity.partial_floats),
+        rig.memory(&world.pool),
+        rig.poisoned::<f32>(capacity.partial_floats),
     );
     let kv = KvLayer::new(
         pool.at(),
@@ -322,7 +322,7 @@ fn check(case: &Case, seed: u64, tolerance: f64) -> Ran {
     );
     let launches = attention(&case.layer, &shape, views, kv, tables, case.step);
     // SAFETY: all memory is as large as the kernels' headers say.
-    unsafe { shim.enqueue(&launches) }.expect("it runs");
+    unsafe { rig.enqueue(&launches) }.expect("it runs");
     compare(case, &world, &out.read(), tolerance);
     Ran {
         kernels: launches.iter().map(|launch: &Launch| launch.kernel).collect(),

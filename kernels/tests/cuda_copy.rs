@@ -1,31 +1,31 @@
-//! `copy.cu` and `mean_pool.cu` on the CPU shim.
+//! `copy.cu` and `mean_pool.cu` on the CPU shim (or a GPU).
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
-use galerne_cuda_shim::{Shim, numbers};
-use galerne_kernels::cuda::driver::{Driver, Launch};
+use galerne_cuda_shim::{Rig, numbers};
+use galerne_kernels::cuda::driver::Launch;
 use galerne_kernels::cuda::launch::copy::{Groups, copy_columns, gather_rows};
 use galerne_kernels::cuda::launch::mean_pool::mean_pool;
 
-fn run(shim: &Shim, launch: Launch) {
+fn run(rig: &Rig, launch: Launch) {
     // SAFETY: each test's memory is as large as its shapes say.
-    unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+    unsafe { rig.enqueue(&[launch]) }.expect("it runs");
 }
 
 fn check_columns(rows: u32, groups: Groups, (x_start, out_start): (u32, u32)) {
-    let shim = Shim::new(u64::from(rows));
+    let rig = Rig::new(u64::from(rows));
     let x_width = groups.groups.saturating_sub(1) * groups.x_stride + groups.group;
     let out_width = groups.groups.saturating_sub(1) * groups.out_stride + groups.group;
     let (x_stride, out_stride) = (x_start + x_width + 4, out_start + out_width + 4);
     let x = numbers((rows * x_stride) as usize, 1, 0.0);
     let out = numbers((rows * out_stride) as usize, 2, 9.0);
-    let (x_memory, out_memory) = (shim.memory(&x), shim.memory(&out));
+    let (x_memory, out_memory) = (rig.memory(&x), rig.memory(&out));
     let launch = copy_columns(
         x_memory.view(x_stride, x_start, x_width),
         out_memory.view(out_stride, out_start, out_width),
         groups,
         rows,
     );
-    run(&shim, launch);
+    run(&rig, launch);
     let mut expected = out;
     for row in 0..rows {
         for g in 0..groups.groups {
@@ -61,18 +61,18 @@ fn groups_of_columns_are_copied_and_others_stay() {
 #[test]
 fn listed_rows_are_gathered() {
     for width in [64_u32, 33] {
-        let shim = Shim::new(4);
+        let rig = Rig::new(4);
         let x = numbers(10 * width as usize, 1, 0.0);
         let indices = [9_u32, 0, 3, 3];
-        let (x_memory, list) = (shim.memory(&x), shim.memory(&indices));
-        let out = shim.poisoned::<f32>(4 * width as usize);
+        let (x_memory, list) = (rig.memory(&x), rig.memory(&indices));
+        let out = rig.poisoned::<f32>(4 * width as usize);
         let launch = gather_rows(
             x_memory.view(width, 0, width),
             out.view(width, 0, width),
             list.at(),
             4,
         );
-        run(&shim, launch);
+        run(&rig, launch);
         let rows = indices
             .iter()
             .map(|&row| &x[(row * width) as usize..][..width as usize]);
@@ -85,11 +85,11 @@ fn sequences_are_averaged() {
     // Sequences of 1, 0 (padding), 6 and 700 rows; widths that are a multiple of 4 and not.
     let (first_rows, row_counts) = ([0_u32, 0, 1, 7], [1_u32, 0, 6, 700]);
     for width in [640_usize, 131] {
-        let shim = Shim::new(2);
+        let rig = Rig::new(2);
         let x = numbers(707 * width, 1, 0.3);
-        let x_memory = shim.memory(&x);
-        let (first, counts) = (shim.memory(&first_rows), shim.memory(&row_counts));
-        let out = shim.poisoned::<f32>(4 * width);
+        let x_memory = rig.memory(&x);
+        let (first, counts) = (rig.memory(&first_rows), rig.memory(&row_counts));
+        let out = rig.poisoned::<f32>(4 * width);
         let columns = width as u32;
         let launch = mean_pool(
             x_memory.view(columns, 0, columns),
@@ -97,7 +97,7 @@ fn sequences_are_averaged() {
             (first.at(), counts.at()),
             4,
         );
-        run(&shim, launch);
+        run(&rig, launch);
         for (i, got) in out.read().into_iter().enumerate() {
             let (sequence, column) = (i / width, i % width);
             let (first, count) = (first_rows[sequence] as usize, row_counts[sequence] as usize);

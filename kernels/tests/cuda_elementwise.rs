@@ -1,9 +1,8 @@
-//! `elementwise.cu` on the CPU shim against f64.
+//! `elementwise.cu` on the CPU shim (or a GPU) against f64.
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
 use galerne_core::graph::Activation;
-use galerne_cuda_shim::{Shim, numbers};
-use galerne_kernels::cuda::driver::Driver;
+use galerne_cuda_shim::{Rig, numbers};
 use galerne_kernels::cuda::launch::elementwise::{Elementwise, elementwise};
 
 const ACTIVATIONS: [Activation; 6] = [
@@ -72,13 +71,13 @@ enum Out {
 }
 
 fn check(op: Elementwise, (rows, width, margin): (u32, u32, u32), place: Out, seed: u64) {
-    let shim = Shim::new(seed);
+    let rig = Rig::new(seed);
     let stride = width + 2 * margin;
     let count = (rows * stride) as usize;
     // Far into the tails of the functions, on both sides.
     let a: Vec<f32> = numbers(count, 1, 0.0).iter().map(|x| x * 9.0).collect();
     let b = numbers(count, 2, 0.5);
-    let (a_memory, b_memory, out_memory) = (shim.memory(&a), shim.memory(&b), shim.poisoned::<f32>(count));
+    let (a_memory, b_memory, out_memory) = (rig.memory(&a), rig.memory(&b), rig.poisoned::<f32>(count));
     let view = |memory: &galerne_cuda_shim::Memory<'_, f32>| memory.view(stride, margin, width);
     let target = match place {
         Out::Apart => &out_memory,
@@ -87,7 +86,7 @@ fn check(op: Elementwise, (rows, width, margin): (u32, u32, u32), place: Out, se
     };
     let launch = elementwise(op, view(&a_memory), view(&b_memory), view(target), rows);
     // SAFETY: all memory is of `rows` rows of `stride` numbers.
-    unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+    unsafe { rig.enqueue(&[launch]) }.expect("it runs");
     let before = match place {
         Out::Apart => vec![f32::NAN; count],
         Out::OverA => a.clone(),
@@ -135,14 +134,14 @@ fn a_thread_takes_several_vectors_of_a_large_matrix() {
 
 #[test]
 fn extremes_stay_numbers() {
-    let shim = Shim::new(0);
+    let rig = Rig::new(0);
     let x = [-1e30_f32, -100.0, -88.8, 0.0, 88.8, 100.0, 1e10, 3e38];
     for function in ACTIVATIONS {
-        let (input, out) = (shim.memory(&x), shim.poisoned::<f32>(8));
+        let (input, out) = (rig.memory(&x), rig.poisoned::<f32>(8));
         let (a, b) = (input.view(8, 0, 8), out.view(8, 0, 8));
         let launch = elementwise(Elementwise::Activate(function), a, b, b, 1);
         // SAFETY: one row of eight numbers.
-        unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+        unsafe { rig.enqueue(&[launch]) }.expect("it runs");
         for (x, got) in x.iter().zip(out.read()) {
             assert!(!got.is_nan(), "{function:?} of {x}");
         }

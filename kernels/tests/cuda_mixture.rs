@@ -1,12 +1,12 @@
-//! Mixtures of experts on the CPU shim against f64: every normalisation, with and without a shared expert, padding, and more rows
-//! than go together.
+//! Mixtures of experts on the CPU shim (or a GPU) against f64: every normalisation, with and without a shared expert, padding, and
+//! more rows than go together.
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
 use galerne_core::dtype::DType;
 use galerne_core::graph::{Activation, RouterNormalisation};
-use galerne_cuda_shim::{Memory, Shim};
+use galerne_cuda_shim::{Memory, Rig};
 use galerne_kernels::conformance::Numbers;
-use galerne_kernels::cuda::driver::{DevicePtr, Driver};
+use galerne_kernels::cuda::driver::DevicePtr;
 use galerne_kernels::cuda::launch::linear::Means;
 use galerne_kernels::cuda::launch::mixture::{ExpertTable, Mixture, SharedExpert, mixture, workspace_bytes};
 use galerne_kernels::cuda::weights::{DeviceMatrix, Packing};
@@ -16,14 +16,14 @@ use galerne_kernels::quant;
 const WIDTH: u32 = 64;
 const FFN: u32 = 32;
 
-/// A matrix on the shim, and its numbers.
+/// A matrix on the device, and its numbers.
 struct Weights<'a> {
     values: Vec<f64>,
     matrix: DeviceMatrix,
     _memory: Memory<'a, u8>,
 }
 
-fn weights<'a>(shim: &'a Shim, dtype: DType, (rows, width): (u32, u32), seed: u64) -> Weights<'a> {
+fn weights<'a>(rig: &'a Rig, dtype: DType, (rows, width): (u32, u32), seed: u64) -> Weights<'a> {
     let normals = Numbers::new(seed).normals((rows * width) as usize, (width as f32).powf(-0.5));
     let stored = quant::quantize(dtype, &normals);
     let mut values = vec![0.0; normals.len()];
@@ -34,7 +34,7 @@ fn weights<'a>(shim: &'a Shim, dtype: DType, (rows, width): (u32, u32), seed: u6
     for (row, stored) in stored.chunks_exact(row_bytes).enumerate() {
         packing.pack_row(row as u32, dtype, stored, &mut bytes);
     }
-    let memory = shim.memory(&bytes);
+    let memory = rig.memory(&bytes);
     Weights {
         values: values.into_iter().map(f64::from).collect(),
         matrix: packing.matrix(memory.at()),
@@ -116,27 +116,27 @@ impl Model<'_> {
     }
 }
 
-fn model<'a>(shim: &'a Shim, case: &Case) -> Model<'a> {
+fn model<'a>(rig: &'a Rig, case: &Case) -> Model<'a> {
     let expert = |seed: u64| {
         (
-            weights(shim, case.dtype, (2 * FFN, WIDTH), seed),
-            weights(shim, case.dtype, (WIDTH, FFN), seed + 1),
+            weights(rig, case.dtype, (2 * FFN, WIDTH), seed),
+            weights(rig, case.dtype, (WIDTH, FFN), seed + 1),
         )
     };
     Model {
-        router: weights(shim, DType::F32, (case.experts, WIDTH), 1),
+        router: weights(rig, DType::F32, (case.experts, WIDTH), 1),
         experts: (0..case.experts).map(|e| expert(10 + 2 * u64::from(e))).collect(),
         shared: expert(5),
-        gate: weights(shim, DType::F32, (1, WIDTH), 3),
+        gate: weights(rig, DType::F32, (1, WIDTH), 3),
     }
 }
 
 fn check(case: Case, seed: u64) {
-    let shim = Shim::new(seed);
-    let model = model(&shim, &case);
+    let rig = Rig::new(seed);
+    let model = model(&rig, &case);
     let addresses = |matrix: fn(&(Weights<'_>, Weights<'_>)) -> DeviceMatrix| {
         let all: Vec<u64> = model.experts.iter().map(|expert| matrix(expert).at.0).collect();
-        shim.memory(&all)
+        rig.memory(&all)
     };
     let (gate_up, down) = (addresses(|e| e.0.matrix), addresses(|e| e.1.matrix));
     let table = |addresses: &Memory<'_, u64>, matrix: DeviceMatrix| ExpertTable {
@@ -165,11 +165,11 @@ fn check(case: Case, seed: u64) {
     let sequences: Vec<u32> = (0..case.rows as usize)
         .map(|row| if is_padding(row) { u32::MAX } else { 0 })
         .collect();
-    let (x_memory, sequences) = (shim.memory(&x), shim.memory(&sequences));
-    let out = shim.poisoned::<f32>((case.rows * WIDTH) as usize);
+    let (x_memory, sequences) = (rig.memory(&x), rig.memory(&sequences));
+    let out = rig.poisoned::<f32>((case.rows * WIDTH) as usize);
     let mut zeroed = vec![0xff_u8; workspace_bytes(&spec, case.rows)];
     zeroed[..1_056].fill(0);
-    let workspace = shim.memory(&zeroed);
+    let workspace = rig.memory(&zeroed);
     let views = (x_memory.view(WIDTH, 0, WIDTH), out.view(WIDTH, 0, WIDTH));
     let launches = mixture(
         &spec,
@@ -182,7 +182,7 @@ fn check(case: Case, seed: u64) {
         workspace.at(),
     );
     // SAFETY: all memory is as large as the launches say.
-    unsafe { shim.enqueue(&launches) }.expect("it runs");
+    unsafe { rig.enqueue(&launches) }.expect("it runs");
     // As in the conformance suite: three maps in a row, in f32 or with factors of 8 bits.
     let tolerance = match case.precision {
         Precision::F32 => 1e-5,

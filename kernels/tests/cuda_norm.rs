@@ -1,8 +1,8 @@
-//! `norm.cu` on the CPU shim against f64.
+//! `norm.cu` on the CPU shim (or a GPU) against f64.
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
-use galerne_cuda_shim::{Shim, numbers};
-use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Driver};
+use galerne_cuda_shim::{Rig, numbers};
+use galerne_kernels::cuda::driver::{DevicePtr, DeviceView};
 use galerne_kernels::cuda::launch::norm::{Kind, l2_normalise, norm};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -47,19 +47,19 @@ fn normalised(which: Which, x: &[f64], weight: &[f32], bias: &[f32]) -> Vec<f64>
 }
 
 fn check(case: Case, seed: u64) {
-    let shim = Shim::new(seed);
+    let rig = Rig::new(seed);
     let (width, rows) = (case.group * case.groups, case.rows);
     let stride = width + 2 * case.margin;
     let count = (rows * stride) as usize;
     let before = numbers(count, 1, 0.5);
-    let (x, delta) = (shim.memory(&before), numbers(count, 2, 0.0));
-    let delta_memory = shim.memory(&delta);
-    let out = shim.poisoned::<f32>(count);
+    let (x, delta) = (rig.memory(&before), numbers(count, 2, 0.0));
+    let delta_memory = rig.memory(&delta);
+    let out = rig.poisoned::<f32>(count);
     let (weight, bias) = (
         numbers(case.group as usize, 3, 0.0),
         numbers(case.group as usize, 4, 0.0),
     );
-    let (weight_memory, bias_memory) = (shim.memory(&weight), shim.memory(&bias));
+    let (weight_memory, bias_memory) = (rig.memory(&weight), rig.memory(&bias));
     let x_view = x.view(stride, case.margin, width);
     let delta_view = if case.with_delta {
         delta_memory.view(stride, case.margin, width)
@@ -81,7 +81,7 @@ fn check(case: Case, seed: u64) {
         Which::L2 => l2_normalise(x_view, out_view, (rows, case.group)),
     };
     // SAFETY: all memory is of `rows` rows of `stride` numbers.
-    unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+    unsafe { rig.enqueue(&[launch]) }.expect("it runs");
     let (x, out) = (x.read(), out.read());
     let out = if case.in_place { &x } else { &out };
     for row in 0..rows as usize {
@@ -160,23 +160,23 @@ fn norms_are_those_of_the_reference() {
 
 #[test]
 fn a_layer_norm_may_have_no_bias() {
-    let shim = Shim::new(0);
-    let (x, weight) = (shim.memory(&[1.0_f32, 3.0]), shim.memory(&[1.0_f32, 1.0]));
+    let rig = Rig::new(0);
+    let (x, weight) = (rig.memory(&[1.0_f32, 3.0]), rig.memory(&[1.0_f32, 1.0]));
     let view = x.view(2, 0, 2);
     let kind = Kind::Layer {
         bias: DevicePtr::NULL,
     };
     let launch = norm(kind, (view, DeviceView::NONE, view), weight.at(), (1, 2), 0.0);
     // SAFETY: one row of two numbers.
-    unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+    unsafe { rig.enqueue(&[launch]) }.expect("it runs");
     assert_eq!(x.read(), [-1.0, 1.0]);
 }
 
 #[test]
 fn a_weight_may_begin_anywhere() {
-    let shim = Shim::new(0);
-    let x = shim.memory(&[3.0_f32; 8]);
-    let weights = shim.memory(&[9.0_f32, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    let rig = Rig::new(0);
+    let x = rig.memory(&[3.0_f32; 8]);
+    let weights = rig.memory(&[9.0_f32, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
     let view = x.view(8, 0, 8);
     let kind = Kind::Rms { weight_offset: 0.0 };
     let launch = norm(
@@ -187,7 +187,7 @@ fn a_weight_may_begin_anywhere() {
         0.0,
     );
     // SAFETY: one row of eight numbers, and as many weights from the second on.
-    unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+    unsafe { rig.enqueue(&[launch]) }.expect("it runs");
     for (expected, got) in (1..).zip(x.read()) {
         assert!(
             (got - expected as f32).abs() < 1e-5,
@@ -198,10 +198,10 @@ fn a_weight_may_begin_anywhere() {
 
 #[test]
 fn nothing_has_length_0_and_stays() {
-    let shim = Shim::new(0);
-    let x = shim.memory(&[0.0_f32; 8]);
+    let rig = Rig::new(0);
+    let x = rig.memory(&[0.0_f32; 8]);
     let launches = [0, 5].map(|start| l2_normalise(x.view(8, start, 3), x.view(8, start, 3), (1, 3)));
     // SAFETY: one row of eight numbers.
-    unsafe { shim.enqueue(&launches) }.expect("it runs");
+    unsafe { rig.enqueue(&launches) }.expect("it runs");
     assert_eq!(x.read(), [0.0; 8]);
 }

@@ -1,9 +1,9 @@
-//! `rope.cu` on the CPU shim: rotations against f64, and what lies in the KV blocks after, byte by byte.
+//! `rope.cu` on the CPU shim (or a GPU): rotations against f64, and what lies in the KV blocks after, byte by byte.
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
 use galerne_core::graph::RopePairing;
-use galerne_cuda_shim::{Memory, Shim, numbers};
-use galerne_kernels::cuda::driver::{DevicePtr, Driver};
+use galerne_cuda_shim::{Memory, Rig, numbers};
+use galerne_kernels::cuda::driver::DevicePtr;
 use galerne_kernels::cuda::kv::{KvElement, KvLayer};
 use galerne_kernels::cuda::launch::rope::{Rotation, rope, rope_append, table};
 use galerne_kernels::cuda::tables::{NO_SEQUENCE, TableAddresses};
@@ -101,9 +101,9 @@ struct Tables<'s> {
 }
 
 impl<'s> Tables<'s> {
-    fn new(shim: &'s Shim) -> Self {
+    fn new(rig: &'s Rig) -> Self {
         Self {
-            memory: [shim.memory(&AT), shim.memory(&OWNERS), shim.memory(&TABLE)],
+            memory: [rig.memory(&AT), rig.memory(&OWNERS), rig.memory(&TABLE)],
         }
     }
 
@@ -201,7 +201,7 @@ fn check_pool(
 }
 
 fn check(shape: Shape, element: KvElement, seed: u64) {
-    let shim = Shim::new(seed);
+    let rig = Rig::new(seed);
     let layer = AttentionLayer {
         heads: shape.heads as u32,
         kv_heads: shape.kv_heads as u32,
@@ -214,7 +214,7 @@ fn check(shape: Shape, element: KvElement, seed: u64) {
     // Another layer's part lies between, which nobody touches.
     let layer_bytes = KvLayer::bytes_per_block(&layer, BLOCK_TOKENS as u32, element);
     let block_bytes = layer_bytes + 48;
-    let pool = shim.poisoned::<u8>(BLOCKS * block_bytes);
+    let pool = rig.poisoned::<u8>(BLOCKS * block_bytes);
     let kv = KvLayer::new(
         pool.at(),
         block_bytes as u64,
@@ -227,7 +227,7 @@ fn check(shape: Shape, element: KvElement, seed: u64) {
         .zip(widths)
         .map(|(seed, width)| numbers(OWNERS.len() * (shape.margin + width), seed, 0.2))
         .collect();
-    let memory: Vec<_> = buffers.iter().map(|buffer| shim.memory(buffer)).collect();
+    let memory: Vec<_> = buffers.iter().map(|buffer| rig.memory(buffer)).collect();
     let view = |i: usize| {
         let stride = (shape.margin + widths[i]) as u32;
         memory[i].view(stride, shape.margin as u32, widths[i] as u32)
@@ -237,7 +237,7 @@ fn check(shape: Shape, element: KvElement, seed: u64) {
         .map(|pairs| pairs.map(|pairs| spec(pairs, shape.pairing)));
     let angles = specs
         .each_ref()
-        .map(|spec| spec.as_ref().map(|spec| shim.memory(&table(spec, POSITIONS))));
+        .map(|spec| spec.as_ref().map(|spec| rig.memory(&table(spec, POSITIONS))));
     let rotation = |i: usize| {
         angles[i].as_ref().map(|angles| Rotation {
             table: angles.at(),
@@ -245,7 +245,7 @@ fn check(shape: Shape, element: KvElement, seed: u64) {
             pairing: shape.pairing,
         })
     };
-    let tables = Tables::new(&shim);
+    let tables = Tables::new(&rig);
     let launch = rope_append(
         (view(0), view(1), view(2)),
         (rotation(0), rotation(1)),
@@ -254,7 +254,7 @@ fn check(shape: Shape, element: KvElement, seed: u64) {
         &tables.addresses(),
     );
     // SAFETY: buffers have a row per owner, tables and pool are as large as their shapes say.
-    unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+    unsafe { rig.enqueue(&[launch]) }.expect("it runs");
     check_q(&buffers[0], &memory[0].read(), &shape, specs[0].as_ref());
     assert!(memory[1].read() == buffers[1] && memory[2].read() == buffers[2]);
     check_pool(
@@ -304,12 +304,12 @@ fn queries_are_rotated_and_keys_and_values_are_where_the_block_table_says() {
 fn rope_alone_rotates_in_place() {
     for (seed, shape) in (0..).zip(shapes()) {
         let Some(pairs) = shape.pairs[0] else { continue };
-        let shim = Shim::new(seed);
+        let rig = Rig::new(seed);
         let spec = spec(pairs, shape.pairing);
-        let angles = shim.memory(&table(&spec, POSITIONS));
+        let angles = rig.memory(&table(&spec, POSITIONS));
         let columns = shape.heads * shape.width;
         let before = numbers(OWNERS.len() * (shape.margin + columns), 1, 0.2);
-        let memory = shim.memory(&before);
+        let memory = rig.memory(&before);
         let x = memory.view(
             (shape.margin + columns) as u32,
             shape.margin as u32,
@@ -320,11 +320,11 @@ fn rope_alone_rotates_in_place() {
             pairs: pairs as u32,
             pairing: shape.pairing,
         };
-        let tables = Tables::new(&shim);
+        let tables = Tables::new(&rig);
         let rows = OWNERS.len() as u32;
         let launch = rope(x, rotation, shape.width as u32, rows, &tables.addresses());
         // SAFETY: as above.
-        unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+        unsafe { rig.enqueue(&[launch]) }.expect("it runs");
         check_q(&before, &memory.read(), &shape, Some(&spec));
     }
 }
@@ -332,7 +332,7 @@ fn rope_alone_rotates_in_place() {
 #[test]
 fn what_is_stored_is_finite() {
     for element in KvElement::ALL {
-        let shim = Shim::new(1);
+        let rig = Rig::new(1);
         let layer = AttentionLayer {
             heads: 1,
             kv_heads: 1,
@@ -343,7 +343,7 @@ fn what_is_stored_is_finite() {
             soft_cap: None,
         };
         let block_bytes = KvLayer::bytes_per_block(&layer, 4, element);
-        let pool = shim.poisoned::<u8>(BLOCKS * block_bytes);
+        let pool = rig.poisoned::<u8>(BLOCKS * block_bytes);
         let kv = KvLayer::new(pool.at(), block_bytes as u64, &layer, 4, element);
         let x = [
             f32::NAN,
@@ -355,9 +355,9 @@ fn what_is_stored_is_finite() {
             70_000.0,
             -500.0,
         ];
-        let memory = shim.memory(&x.repeat(OWNERS.len()));
+        let memory = rig.memory(&x.repeat(OWNERS.len()));
         let view = memory.view(8, 0, 8);
-        let tables = Tables::new(&shim);
+        let tables = Tables::new(&rig);
         let launch = rope_append(
             (view, view, view),
             (None, None),
@@ -366,7 +366,7 @@ fn what_is_stored_is_finite() {
             &tables.addresses(),
         );
         // SAFETY: as above.
-        unsafe { shim.enqueue(&[launch]) }.expect("it runs");
+        unsafe { rig.enqueue(&[launch]) }.expect("it runs");
         let pool = pool.read();
         // The first token of the first sequence: block 5, place 0.
         let first = 5 * block_bytes;

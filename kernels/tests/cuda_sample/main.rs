@@ -12,10 +12,10 @@ use full_sort::check;
 use galerne_core::ids::{BlockId, TokenId};
 use galerne_core::sampling::SamplingPlan;
 use galerne_core::weights::WeightSource;
-use galerne_cuda_shim::{Memory, Shim};
+use galerne_cuda_shim::{Memory, Rig};
 use galerne_kernels::conformance::{Numbers, cases};
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
-use galerne_kernels::cuda::driver::{DeviceView, Driver};
+use galerne_kernels::cuda::driver::DeviceView;
 use galerne_kernels::cuda::launch::sample::Addresses;
 use galerne_kernels::cuda::sampler::{SamplerRoom, decode};
 use galerne_kernels::device::{
@@ -27,14 +27,14 @@ use proptest::prelude::*;
 
 /// Serves requests in rounds of a room, as a device does.
 fn sample(
-    shim: &Shim,
+    rig: &Rig,
     logits: DeviceView,
     room: &SamplerRoom,
     requests: &[SampleRequest<'_>],
 ) -> Vec<SampleOutcome> {
-    let device_upload: Memory<'_, u8> = shim.poisoned(room.upload_bytes);
-    let scratch: Memory<'_, u8> = shim.poisoned(room.scratch_bytes);
-    let results: Memory<'_, u8> = shim.poisoned(room.result_bytes);
+    let device_upload: Memory<'_, u8> = rig.poisoned(room.upload_bytes);
+    let scratch: Memory<'_, u8> = rig.poisoned(room.scratch_bytes);
+    let results: Memory<'_, u8> = rig.poisoned(room.result_bytes);
     let addresses = Addresses {
         upload: device_upload.at(),
         scratch: scratch.at(),
@@ -48,9 +48,9 @@ fn sample(
         assert!(round.requests > 0, "no request found room");
         // SAFETY: everything was allocated as large as the room says.
         unsafe {
-            shim.write(addresses.upload, &upload[..round.upload_bytes])
+            rig.write(addresses.upload, &upload[..round.upload_bytes])
                 .expect("the upload has room");
-            shim.enqueue(&round.launches).expect("kernels run");
+            rig.enqueue(&round.launches).expect("kernels run");
         }
         let bytes = results.read();
         outcomes.extend(decode(&rest[..round.requests], &bytes[..round.result_bytes]));
@@ -67,7 +67,7 @@ struct Rows<'s> {
 }
 
 impl<'s> Rows<'s> {
-    fn new(shim: &'s Shim, rows: &[Vec<f32>], start: u32, gap: u32) -> Self {
+    fn new(rig: &'s Rig, rows: &[Vec<f32>], start: u32, gap: u32) -> Self {
         let width = rows[0].len() as u32;
         let mut numbers = vec![f32::MAX; start as usize];
         for (i, row) in rows.iter().enumerate() {
@@ -77,7 +77,7 @@ impl<'s> Rows<'s> {
             numbers.extend(row);
         }
         Self {
-            memory: shim.memory(&numbers),
+            memory: rig.memory(&numbers),
             start,
             stride: width + gap,
             width,
@@ -150,10 +150,10 @@ impl LoadedProgram for WrappedProgram {
         self.inner.sample(requests)?;
         let output = self.inner.read_output()?;
         let rows: Vec<Vec<f32>> = output.chunks(self.width).map(<[f32]>::to_vec).collect();
-        let shim = Shim::new(output.len() as u64);
-        let rows = Rows::new(&shim, &rows, 0, 0);
+        let rig = Rig::new(output.len() as u64);
+        let rows = Rows::new(&rig, &rows, 0, 0);
         let room = SamplerRoom::new(rows.width, 2);
-        Ok(sample(&shim, rows.view(), &room, requests))
+        Ok(sample(&rig, rows.view(), &room, requests))
     }
 
     fn read_output(&mut self) -> Result<Vec<f32>, DeviceError> {
@@ -215,9 +215,9 @@ fn wide_rows(width: usize) -> Vec<Vec<f32>> {
 #[test]
 fn wide_rows_are_drawn_from_as_a_full_sort_draws() {
     const WIDTH: usize = 128_256;
-    let shim = Shim::new(1);
+    let rig = Rig::new(1);
     let rows = wide_rows(WIDTH);
-    let memory = Rows::new(&shim, &rows, 0, 0);
+    let memory = Rows::new(&rig, &rows, 0, 0);
     let mut numbers = Numbers::new(5);
     let half: Vec<u32> = (0..WIDTH.div_ceil(32))
         .map(|_| numbers.next_bits() as u32)
@@ -247,12 +247,7 @@ fn wide_rows_are_drawn_from_as_a_full_sort_draws() {
             });
         }
     }
-    let outcomes = sample(
-        &shim,
-        memory.view(),
-        &SamplerRoom::new(WIDTH as u32, 8),
-        &requests,
-    );
+    let outcomes = sample(&rig, memory.view(), &SamplerRoom::new(WIDTH as u32, 8), &requests);
     for (request, outcome) in requests.iter().zip(&outcomes) {
         if let Err(error) = check(&rows[request.row], request, outcome) {
             panic!("row {}, {:?}: {error}", request.row, request.plan);
@@ -263,8 +258,8 @@ fn wide_rows_are_drawn_from_as_a_full_sort_draws() {
 #[test]
 fn equal_logits_are_drawn_exactly() {
     const WIDTH: usize = 10_000;
-    let shim = Shim::new(2);
-    let rows = Rows::new(&shim, &[vec![-3.5; WIDTH]], 0, 0);
+    let rig = Rig::new(2);
+    let rows = Rows::new(&rig, &[vec![-3.5; WIDTH]], 0, 0);
     let room = SamplerRoom::new(WIDTH as u32, 64);
     // Of equal tokens, a part of the probability is the same part of the tokens.
     for (plan, kept) in [
@@ -276,7 +271,7 @@ fn equal_logits_are_drawn_exactly() {
     ] {
         let uniforms = [0.0, 0.25, 0.5, 0.999_999_94];
         let requests: Vec<_> = uniforms.iter().map(|&u| request(0, &plan, u)).collect();
-        let outcomes = sample(&shim, rows.view(), &room, &requests);
+        let outcomes = sample(&rig, rows.view(), &room, &requests);
         for (uniform, outcome) in uniforms.iter().zip(outcomes) {
             let token = (f64::from(*uniform) * kept as f64) as u32;
             let expected = SampleOutcome::Token {
@@ -291,14 +286,14 @@ fn equal_logits_are_drawn_exactly() {
 #[test]
 fn filters_end_inside_thousands_of_like_tokens() {
     const WIDTH: usize = 10_000;
-    let shim = Shim::new(4);
+    let rig = Rig::new(4);
     let nearly: Vec<f32> = (0..WIDTH).map(|t| -0.001 * (t % 2) as f32).collect();
-    let rows = Rows::new(&shim, &[nearly, vec![2.0; WIDTH]], 0, 0);
+    let rows = Rows::new(&rig, &[nearly, vec![2.0; WIDTH]], 0, 0);
     let room = SamplerRoom::new(WIDTH as u32, 2);
     // e^-0.001 is less than this: the even tokens are left.
     let even = plan(1.0, 0, 1.0, 0.9995);
     let outcomes = sample(
-        &shim,
+        &rig,
         rows.view(),
         &room,
         &[request(0, &even, 0.5), request(0, &even, 0.999_99)],
@@ -316,13 +311,13 @@ fn filters_end_inside_thousands_of_like_tokens() {
         mask: Some(&mask),
         ..request(1, &best, 0.5)
     };
-    assert_eq!(sample(&shim, rows.view(), &room, &[masked]), [token(6_400)]);
+    assert_eq!(sample(&rig, rows.view(), &room, &[masked]), [token(6_400)]);
     // A part of the probability of 8,000 tokens is that of so many.
     let listed = SamplingPlan {
         candidates: 300,
         ..plan(1.0, 8_000, 1.0 / 32.0, 0.0)
     };
-    let outcomes = sample(&shim, rows.view(), &room, &[request(1, &listed, 0.0)]);
+    let outcomes = sample(&rig, rows.view(), &room, &[request(1, &listed, 0.0)]);
     let SampleOutcome::Candidates(candidates) = &outcomes[0] else {
         panic!("expected candidates, got {outcomes:?}");
     };
@@ -333,12 +328,12 @@ fn filters_end_inside_thousands_of_like_tokens() {
 #[test]
 fn a_bias_and_a_penalty_for_every_token_find_room() {
     const WIDTH: usize = 9_001;
-    let shim = Shim::new(3);
+    let rig = Rig::new(3);
     let rows = [
         Numbers::new(6).normals(WIDTH, 2.0),
         Numbers::new(7).normals(WIDTH, 2.0),
     ];
-    let memory = Rows::new(&shim, &rows, 3, 2);
+    let memory = Rows::new(&rig, &rows, 3, 2);
     let mut numbers = Numbers::new(8);
     let bias = (0..WIDTH as u32)
         .map(|t| (TokenId(t), numbers.normal(3.0)))
@@ -374,7 +369,7 @@ fn a_bias_and_a_penalty_for_every_token_find_room() {
     let few = [request(0, &few, 0.5)];
     let room = SamplerRoom::new(WIDTH as u32, 4);
     for requests in [&requests[..], &few] {
-        for (request, outcome) in requests.iter().zip(sample(&shim, memory.view(), &room, requests)) {
+        for (request, outcome) in requests.iter().zip(sample(&rig, memory.view(), &room, requests)) {
             let limited = SampleRequest {
                 // Lists end at what the device sorts for one request.
                 logprobs: request.logprobs.map(|top| top.min(1_024)),
@@ -392,9 +387,9 @@ proptest! {
 
     #[test]
     fn any_request_gets_what_a_full_sort_gives_and_the_same_in_any_batch((rows, wishes, seed) in batch()) {
-        let shim = Shim::new(seed);
+        let rig = Rig::new(seed);
         let width = rows[0].len() as u32;
-        let memory = Rows::new(&shim, &rows, (seed % 5) as u32, (seed % 3) as u32);
+        let memory = Rows::new(&rig, &rows, (seed % 5) as u32, (seed % 3) as u32);
         let room = SamplerRoom::new(width, 4);
         let requests: Vec<_> = wishes
             .iter()
@@ -408,12 +403,12 @@ proptest! {
                 logprobs: wish.logprobs,
             })
             .collect();
-        let together = sample(&shim, memory.view(), &room, &requests);
+        let together = sample(&rig, memory.view(), &room, &requests);
         for (request, outcome) in requests.iter().zip(&together) {
             if let Err(error) = check(&rows[request.row], request, outcome) {
                 prop_assert!(false, "{}", error);
             }
-            let other = Shim::new(!seed);
+            let other = Rig::new(!seed);
             let own = Rows::new(&other, &rows[request.row..][..1], 1, 0);
             let alone = SampleRequest { row: 0, ..*request };
             let alone = sample(&other, own.view(), &SamplerRoom::new(width, 1), &[alone]);

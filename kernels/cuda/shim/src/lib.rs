@@ -2,8 +2,10 @@
 //! that a seed decides. What goes wrong in a kernel is an error or the end of the process. Knows no kernel.
 #![expect(unsafe_code, reason = "it calls C++ and hands out raw memory")]
 
+mod mapping;
 mod memory;
 mod product;
+mod rig;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -11,11 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
-use galerne_kernels::cuda::driver::{
-    DevicePtr, DeviceView, Driver, DriverError, Graph, HostPtr, Launch, Properties,
-};
-use galerne_kernels::program::{BufferId, View};
-use memory::Mapping;
+use galerne_kernels::cuda::driver::{DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Properties};
+use mapping::Mapping;
+pub use memory::Memory;
+pub use rig::Rig;
 
 unsafe extern "C" {
     fn shim_find(name: *const c_char) -> c_int;
@@ -107,23 +108,13 @@ impl Shim {
     /// Device memory with these numbers.
     #[must_use]
     pub fn memory<T: Pod>(&self, numbers: &[T]) -> Memory<'_, T> {
-        let memory = self.poisoned(numbers.len());
-        // SAFETY: allocated just now, of this size.
-        let written = unsafe { self.write(memory.at, bytemuck::cast_slice(numbers)) };
-        written.expect("the shim writes memory");
-        memory
+        Memory::new(self, numbers)
     }
 
     /// Device memory for `count` numbers, all bytes 0xff: NaN in every format of floats.
     #[must_use]
     pub fn poisoned<T: Pod>(&self, count: usize) -> Memory<'_, T> {
-        let at = self.allocate(count * size_of::<T>()).expect("memory for a test");
-        Memory {
-            shim: self,
-            at,
-            count,
-            numbers: std::marker::PhantomData,
-        }
+        Memory::poisoned(self, count)
     }
 
     fn mappings(&self) -> MutexGuard<'_, BTreeMap<u64, Mapping>> {
@@ -292,52 +283,5 @@ impl Driver for Shim {
 
     fn finish(&self) -> Result<(), DriverError> {
         Ok(())
-    }
-}
-
-/// Numbers in device memory, given back when dropped.
-#[derive(Debug)]
-pub struct Memory<'s, T> {
-    shim: &'s Shim,
-    at: DevicePtr,
-    count: usize,
-    numbers: std::marker::PhantomData<T>,
-}
-
-impl<T: Pod> Memory<'_, T> {
-    /// Where the first lies.
-    #[must_use]
-    pub const fn at(&self) -> DevicePtr {
-        self.at
-    }
-
-    /// What they are now.
-    #[must_use]
-    pub fn read(&self) -> Vec<T> {
-        let mut numbers = vec![T::zeroed(); self.count];
-        // SAFETY: allocated, of this size.
-        let read = unsafe { self.shim.read(self.at, bytemuck::cast_slice_mut(&mut numbers)) };
-        read.expect("the shim reads memory");
-        numbers
-    }
-}
-
-impl Memory<'_, f32> {
-    /// Columns `start .. start + width` of rows of `stride` numbers.
-    #[must_use]
-    pub const fn view(&self, stride: u32, start: u32, width: u32) -> DeviceView {
-        let view = View {
-            buffer: BufferId(0),
-            start,
-            width,
-        };
-        DeviceView::new(self.at, stride, view)
-    }
-}
-
-impl<T> Drop for Memory<'_, T> {
-    fn drop(&mut self) {
-        // SAFETY: it came from this driver, which runs nothing between calls.
-        unsafe { self.shim.release(self.at) };
     }
 }

@@ -1,69 +1,75 @@
-//! Memory that ends at a page nobody may touch.
+//! Numbers in the memory of a driver, for tests.
 
-/// From the first byte to a multiple of this, memory ends at the page.
-const ALIGNMENT: usize = 16;
+use bytemuck::Pod;
+use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Driver};
+use galerne_kernels::program::{BufferId, View};
 
-/// Pages of its own, unmapped when dropped.
-#[derive(Debug)]
-pub(crate) struct Mapping {
-    first_page: *mut u8,
-    size_bytes: usize,
-    offset: usize,
+/// Numbers in device memory, given back when dropped.
+pub struct Memory<'s, T> {
+    driver: &'s dyn Driver,
+    at: DevicePtr,
+    count: usize,
+    numbers: std::marker::PhantomData<T>,
 }
 
-// SAFETY: it owns its pages and gives out their address only.
-unsafe impl Send for Mapping {}
-
-impl Mapping {
-    /// `bytes` bytes of `fill`; nothing if there is not so much memory.
-    pub(crate) fn new(bytes: usize, fill: u8) -> Option<Self> {
-        let page = page_bytes();
-        let used = bytes.checked_next_multiple_of(ALIGNMENT)?;
-        let pages = used.checked_next_multiple_of(page)?;
-        let size_bytes = pages.checked_add(page)?;
-        // SAFETY: new pages anywhere.
-        let first_page = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size_bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if first_page == libc::MAP_FAILED {
-            return None;
-        }
-        let mapping = Self {
-            first_page: first_page.cast(),
-            size_bytes,
-            offset: pages - used,
-        };
-        // SAFETY: the last page and those before it are ours.
-        unsafe {
-            let guard = mapping.first_page.add(pages);
-            assert_eq!(libc::mprotect(guard.cast(), page, libc::PROT_NONE), 0);
-            std::ptr::write_bytes(mapping.at(), fill, used);
-        }
-        Some(mapping)
+impl<'s, T: Pod> Memory<'s, T> {
+    pub(crate) fn new(driver: &'s dyn Driver, numbers: &[T]) -> Self {
+        Self::with_bytes(driver, bytemuck::cast_slice(numbers))
     }
 
-    /// The first byte, at a multiple of 16.
-    pub(crate) fn at(&self) -> *mut u8 {
-        // SAFETY: within the pages.
-        unsafe { self.first_page.add(self.offset) }
+    /// All bytes 0xff: NaN in every format of floats.
+    pub(crate) fn poisoned(driver: &'s dyn Driver, count: usize) -> Self {
+        Self::with_bytes(driver, &vec![0xff; count * size_of::<T>()])
+    }
+
+    fn with_bytes(driver: &'s dyn Driver, bytes: &[u8]) -> Self {
+        let at = driver.allocate(bytes.len()).expect("memory for a test");
+        // SAFETY: allocated just now, of this size.
+        let written = unsafe { driver.write(at, bytes) };
+        written.expect("the driver writes memory");
+        Self {
+            driver,
+            at,
+            count: bytes.len() / size_of::<T>(),
+            numbers: std::marker::PhantomData,
+        }
+    }
+
+    /// Where the first lies.
+    #[must_use]
+    pub const fn at(&self) -> DevicePtr {
+        self.at
+    }
+
+    /// What they are now.
+    #[must_use]
+    pub fn read(&self) -> Vec<T> {
+        let mut numbers = vec![T::zeroed(); self.count];
+        // SAFETY: allocated, of this size.
+        let read = unsafe { self.driver.read(self.at, bytemuck::cast_slice_mut(&mut numbers)) };
+        read.expect("the driver reads memory");
+        numbers
     }
 }
 
-impl Drop for Mapping {
+impl Memory<'_, f32> {
+    /// Columns `start .. start + width` of rows of `stride` numbers.
+    #[must_use]
+    pub const fn view(&self, stride: u32, start: u32, width: u32) -> DeviceView {
+        let view = View {
+            buffer: BufferId(0),
+            start,
+            width,
+        };
+        DeviceView::new(self.at, stride, view)
+    }
+}
+
+impl<T> Drop for Memory<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`, of this size; nobody uses it any more.
-        unsafe { libc::munmap(self.first_page.cast(), self.size_bytes) };
+        // A lost device runs nothing either.
+        let _ = self.driver.finish();
+        // SAFETY: it came from this driver, and nothing runs any more.
+        unsafe { self.driver.release(self.at) };
     }
-}
-
-fn page_bytes() -> usize {
-    // SAFETY: asks for a constant of the system.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).expect("pages have a size")
 }
