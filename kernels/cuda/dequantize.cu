@@ -1,20 +1,20 @@
 // A matrix of any format of weights.cuh as bf16, for libraries that know no other: out[r, k] = bf16(w[r, k]), rounded once.
 //
-// w [rows, width]; out [rows, stride] bf16 row-major, 16-byte aligned, stride a multiple of 8; columns from width to stride are
-// zero. One block per row: grid (rows).
+// w [rows, width], of which the rows from first_row on are taken; out [taken, stride] bf16 row-major, 16-byte aligned, stride a
+// multiple of 8; columns from width to stride are zero. One block per row: grid (taken).
 #include "weights.cuh"
 
 struct DequantizeParams {
     Matrix matrix;
     uint16_t* out;
     uint32_t stride;
-    uint32_t unused;
+    uint32_t first_row;
 };
 
 GALERNE_KERNEL(dequantize, DequantizeParams, 256, 1) {
-    const uint32_t format = p.matrix.format, row = block_x();
+    const uint32_t format = p.matrix.format, row = p.first_row + block_x();
     const float factor = row_factor(p.matrix, format_spec(format), row);
-    uint4* out = reinterpret_cast<uint4*>(p.out + static_cast<size_t>(row) * p.stride);
+    uint4* out = reinterpret_cast<uint4*>(p.out + static_cast<size_t>(block_x()) * p.stride);
     dependency_wait();
     for (uint32_t eighth = thread_index(); eighth < p.stride / 8; eighth += block_threads()) {
         float values[8] = {};

@@ -1,14 +1,15 @@
-//! Linear maps, embeddings and dequantization on the CPU shim, in every weight format, against f64.
+//! Linear maps, embeddings and dequantization on the CPU shim (or a GPU), in every weight format, against f64.
 #![expect(unsafe_code, reason = "launches name raw memory")]
 
 use galerne_core::dtype::DType;
 use galerne_core::graph::EmbeddingIndex;
-use galerne_cuda_shim::{Memory, Shim};
+use galerne_cuda_shim::{Memory, Rig};
 use galerne_kernels::conformance::Numbers;
-use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Driver, Launch};
+use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Launch};
 use galerne_kernels::cuda::launch::dequantize::dequantize;
 use galerne_kernels::cuda::launch::embedding::embedding;
 use galerne_kernels::cuda::launch::linear::{Linear, Means, linear, workspace_bytes};
+use galerne_kernels::cuda::launch::product::{WRITTEN_ROWS_MIN, written};
 use galerne_kernels::cuda::weights::{DeviceMatrix, Packing, WeightFormat};
 use galerne_kernels::device::Precision;
 use galerne_kernels::program::{BufferId, View};
@@ -22,7 +23,7 @@ struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    fn stored(shim: &'a Shim, dtype: DType, rows: u32, width: u32) -> Self {
+    fn stored(rig: &'a Rig, dtype: DType, rows: u32, width: u32) -> Self {
         let mut numbers = Numbers::new(u64::from(rows * width) + 1);
         let normals = numbers.normals((rows * width) as usize, (width as f32).powf(-0.5));
         let stored = quant::quantize(dtype, &normals);
@@ -34,11 +35,11 @@ impl<'a> Weights<'a> {
         for (row, stored) in stored.chunks_exact(row_bytes).enumerate() {
             packing.pack_row(row as u32, dtype, stored, &mut bytes);
         }
-        Self::packed(shim, &packing, &bytes, values)
+        Self::packed(rig, &packing, &bytes, values)
     }
 
     /// In a format that only rows of numbers become. What they are then, `embedding` says, which is checked by itself.
-    fn quantized(shim: &'a Shim, format: WeightFormat, rows: u32, width: u32) -> Self {
+    fn quantized(rig: &'a Rig, format: WeightFormat, rows: u32, width: u32) -> Self {
         let mut numbers = Numbers::new(u64::from(rows * width) + 1);
         let normals = numbers.normals((rows * width) as usize, (width as f32).powf(-0.5));
         let packing = Packing::with_format(format, rows, width);
@@ -46,13 +47,13 @@ impl<'a> Weights<'a> {
         for (row, values) in normals.chunks_exact(width as usize).enumerate() {
             packing.quantize_row(row as u32, values, &mut bytes);
         }
-        let mut weights = Self::packed(shim, &packing, &bytes, normals);
-        weights.values = looked_up(shim, weights.matrix);
+        let mut weights = Self::packed(rig, &packing, &bytes, normals);
+        weights.values = looked_up(rig, weights.matrix);
         weights
     }
 
-    fn packed(shim: &'a Shim, packing: &Packing, bytes: &[u8], values: Vec<f32>) -> Self {
-        let memory = shim.memory(bytes);
+    fn packed(rig: &'a Rig, packing: &Packing, bytes: &[u8], values: Vec<f32>) -> Self {
+        let memory = rig.memory(bytes);
         Self {
             values,
             matrix: packing.matrix(memory.at()),
@@ -61,20 +62,20 @@ impl<'a> Weights<'a> {
     }
 }
 
-fn run(shim: &Shim, launches: &[Launch]) {
+fn run(rig: &Rig, launches: &[Launch]) {
     // SAFETY: every test makes memory as large as its launches say.
-    unsafe { shim.enqueue(launches) }.expect("it runs");
+    unsafe { rig.enqueue(launches) }.expect("it runs");
 }
 
 /// All rows of a table.
-fn looked_up(shim: &Shim, table: DeviceMatrix) -> Vec<f32> {
+fn looked_up(rig: &Rig, table: DeviceMatrix) -> Vec<f32> {
     let entries: Vec<u32> = (0..table.rows).collect();
-    let tokens = shim.memory(&entries);
-    let out = shim.poisoned::<f32>((table.rows * table.width) as usize);
+    let tokens = rig.memory(&entries);
+    let out = rig.poisoned::<f32>((table.rows * table.width) as usize);
     let view = out.view(table.width, 0, table.width);
     let numbers = (tokens.at(), DevicePtr::NULL);
     run(
-        shim,
+        rig,
         &[embedding(
             (table, 0),
             EmbeddingIndex::Tokens,
@@ -97,7 +98,7 @@ struct Case {
 }
 
 /// The output rows, after checking that nothing beside them changed.
-fn mapped(shim: &Shim, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32> {
+fn mapped(rig: &Rig, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32> {
     let (inner, outer, rows) = (weights.matrix.width, weights.matrix.rows, case.rows);
     let (x_stride, out_stride) = (inner + 2 * case.margin, outer + 2 * case.margin);
     let mut wide = vec![f32::NAN; (rows * x_stride) as usize];
@@ -107,14 +108,14 @@ fn mapped(shim: &Shim, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32>
     {
         wide[case.margin as usize..][..inner as usize].copy_from_slice(x);
     }
-    let x = shim.memory(&wide);
+    let x = rig.memory(&wide);
     let before = vec![if case.accumulate { 0.5 } else { f32::NAN }; (rows * out_stride) as usize];
-    let out = shim.memory(&before);
+    let out = rig.memory(&before);
     let bias: Vec<f32> = (0..outer).map(|c| c as f32 / 64.0).collect();
-    let bias = shim.memory(&bias);
+    let bias = rig.memory(&bias);
     let mut zeroed = vec![0xff_u8; workspace_bytes(&weights.matrix, rows)];
     zeroed[..1_056].fill(0);
-    let workspace = shim.memory(&zeroed);
+    let workspace = rig.memory(&zeroed);
     let job = Linear {
         x: x.view(x_stride, case.margin, inner),
         matrix: weights.matrix,
@@ -125,9 +126,9 @@ fn mapped(shim: &Shim, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32>
     };
     let means = Means {
         precision: case.precision,
-        has_products: shim.properties().expect("the shim knows itself").has_products,
+        has_products: rig.has_products(),
     };
-    run(shim, &linear(&job, means, workspace.at()));
+    run(rig, &linear(&job, means, workspace.at()));
     assert_eq!(
         workspace.read()[..1_056],
         [0; 1_056],
@@ -152,10 +153,10 @@ fn mapped(shim: &Shim, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32>
     rows_of_out
 }
 
-fn check(weights: &Weights<'_>, shim: &Shim, case: Case) {
+fn check(weights: &Weights<'_>, rig: &Rig, case: Case) {
     let (inner, outer) = (weights.matrix.width as usize, weights.matrix.rows as usize);
     let x = Numbers::new(7).normals(case.rows as usize * inner, 1.0);
-    let got = mapped(shim, weights, &x, case);
+    let got = mapped(rig, weights, &x, case);
     // Exact: sums of f32. Fast: bf16 has 8 bits, so factors are off by 2^-9 each; over a sum of random signs that adds up
     // as its root, as the sum itself does; a few times the deviation is the most of some thousand numbers.
     let tolerance = match case.precision {
@@ -201,8 +202,8 @@ fn every_shape_and_count(dtype: DType) {
         for (rows, margin) in [(1, 0), (5, 3), (9, 4), (30, 0), (64, 0), (67, 3)] {
             for precision in PRECISIONS {
                 seed += 1;
-                let shim = Shim::new(seed);
-                let weights = Weights::stored(&shim, dtype, outer, inner);
+                let rig = Rig::new(seed);
+                let weights = Weights::stored(&rig, dtype, outer, inner);
                 let case = Case {
                     rows,
                     margin,
@@ -210,7 +211,7 @@ fn every_shape_and_count(dtype: DType) {
                     accumulate: seed % 4 == 1,
                     precision,
                 };
-                check(&weights, &shim, case);
+                check(&weights, &rig, case);
             }
         }
     }
@@ -252,8 +253,8 @@ fn formats_made_from_numbers() {
             .enumerate()
         {
             for precision in PRECISIONS {
-                let shim = Shim::new(seed as u64);
-                let weights = Weights::quantized(&shim, format, outer, inner);
+                let rig = Rig::new(seed as u64);
+                let weights = Weights::quantized(&rig, format, outer, inner);
                 let case = Case {
                     rows,
                     margin: 0,
@@ -261,7 +262,7 @@ fn formats_made_from_numbers() {
                     accumulate: false,
                     precision,
                 };
-                check(&weights, &shim, case);
+                check(&weights, &rig, case);
             }
         }
     }
@@ -279,8 +280,8 @@ fn several_blocks_share_wide_rows() {
     .enumerate()
     {
         for rows in [1, 12, 40] {
-            let shim = Shim::new(seed as u64);
-            let weights = Weights::stored(&shim, dtype, 20, inner);
+            let rig = Rig::new(seed as u64);
+            let weights = Weights::stored(&rig, dtype, 20, inner);
             let case = Case {
                 rows,
                 margin: 0,
@@ -288,7 +289,7 @@ fn several_blocks_share_wide_rows() {
                 accumulate: true,
                 precision: Precision::Auto,
             };
-            check(&weights, &shim, case);
+            check(&weights, &rig, case);
         }
     }
 }
@@ -304,8 +305,8 @@ fn many_rows_and_columns_take_several_tiles() {
     .into_iter()
     .enumerate()
     {
-        let shim = Shim::new(seed as u64);
-        let weights = Weights::stored(&shim, dtype, outer, inner);
+        let rig = Rig::new(seed as u64);
+        let weights = Weights::stored(&rig, dtype, outer, inner);
         let case = Case {
             rows,
             margin: 2,
@@ -313,7 +314,7 @@ fn many_rows_and_columns_take_several_tiles() {
             accumulate: seed % 2 == 0,
             precision: Precision::Auto,
         };
-        check(&weights, &shim, case);
+        check(&weights, &rig, case);
     }
 }
 
@@ -324,8 +325,8 @@ fn a_library_multiplies_many_rows_of_16_bits() {
         for (outer, inner, rows) in [(132, 200, 65), (4, 33, 130), (64, 64, 70)] {
             for (bias, accumulate) in [(false, false), (true, false), (false, true), (true, true)] {
                 seed += 1;
-                let shim = Shim::new(seed).with_products();
-                let weights = Weights::stored(&shim, dtype, outer, inner);
+                let rig = Rig::new(seed).with_products();
+                let weights = Weights::stored(&rig, dtype, outer, inner);
                 let case = Case {
                     rows,
                     margin: 4,
@@ -333,9 +334,69 @@ fn a_library_multiplies_many_rows_of_16_bits() {
                     accumulate,
                     precision: Precision::Auto,
                 };
-                check(&weights, &shim, case);
-                assert_eq!(shim.products(), 1);
+                check(&weights, &rig, case);
             }
+        }
+    }
+}
+
+#[test]
+fn a_library_multiplies_many_rows_of_any_format_once_they_are_written_out() {
+    let rig = Rig::new(5).with_products();
+    let matrices = [
+        Weights::stored(&rig, DType::F32, 20, 40),
+        Weights::stored(&rig, DType::Q4K, 12, 256),
+        Weights::stored(&rig, DType::Q8_0, 36, 96),
+        Weights::quantized(&rig, WeightFormat::Fp8, 40, 72),
+        Weights::quantized(&rig, WeightFormat::Nvfp4, 20, 136),
+        Weights::quantized(&rig, WeightFormat::Int4, 8, 72),
+    ];
+    for (index, weights) in matrices.iter().enumerate() {
+        let case = Case {
+            rows: WRITTEN_ROWS_MIN,
+            margin: 4,
+            bias: index % 2 == 0,
+            accumulate: index % 3 == 0,
+            precision: Precision::Auto,
+        };
+        check(weights, &rig, case);
+    }
+}
+
+#[test]
+fn a_matrix_written_out_in_parts_gives_what_it_gives_whole() {
+    let rig = Rig::new(6).with_products();
+    if !rig.has_products() {
+        return;
+    }
+    let (rows, outer, inner) = (5, 56, 136);
+    let weights = Weights::quantized(&rig, WeightFormat::Nvfp4, outer, inner);
+    let x = rig.memory(&Numbers::new(3).normals((rows * inner) as usize, 1.0));
+    let bias: Vec<f32> = (0..outer).map(|c| c as f32).collect();
+    let bias = rig.memory(&bias);
+    let workspace = rig.poisoned::<u8>(1 << 18);
+    let run_in = |columns| {
+        let out = rig.poisoned::<f32>((rows * outer) as usize);
+        let map = Linear {
+            x: x.view(inner, 0, inner),
+            matrix: weights.matrix,
+            bias: bias.at(),
+            accumulate: false,
+            out: out.view(outer, 0, outer),
+            rows,
+        };
+        run(&rig, &written(&map, columns, workspace.at()));
+        out.read()
+    };
+    let whole = run_in(outer);
+    assert!(whole.iter().all(|v| v.is_finite()));
+    // The last part is shorter, and parts begin within panels.
+    for columns in [20, 16] {
+        for (whole, part) in whole.iter().zip(run_in(columns)) {
+            assert!(
+                (whole - part).abs() <= 1e-4 * whole.abs().max(1.0),
+                "{whole} and {part}"
+            );
         }
     }
 }
@@ -379,6 +440,7 @@ fn a_library_gets_only_what_it_can_multiply() {
             "8-bit floats in tiles",
             Linear {
                 matrix: matrix(WeightFormat::Fp8),
+                rows: WRITTEN_ROWS_MIN - 1,
                 ..fits
             },
         ),
@@ -414,9 +476,9 @@ fn view(start: u32, width: u32) -> DeviceView {
 
 #[test]
 fn a_rows_result_does_not_depend_on_other_rows() {
-    let shim = Shim::new(3);
+    let rig = Rig::new(3);
     for (dtype, inner) in [(DType::Bf16, 1_100), (DType::Q4K, 1_280)] {
-        let weights = Weights::stored(&shim, dtype, 20, inner);
+        let weights = Weights::stored(&rig, dtype, 20, inner);
         let x = Numbers::new(9).normals(140 * inner as usize, 1.0);
         let case = |rows| Case {
             rows,
@@ -425,22 +487,22 @@ fn a_rows_result_does_not_depend_on_other_rows() {
             accumulate: false,
             precision: Precision::Auto,
         };
-        let alone = mapped(&shim, &weights, &x[..inner as usize], case(1));
+        let alone = mapped(&rig, &weights, &x[..inner as usize], case(1));
         for rows in [2, 8, 9, 17, 40] {
-            let together = mapped(&shim, &weights, &x[..(rows * inner) as usize], case(rows));
+            let together = mapped(&rig, &weights, &x[..(rows * inner) as usize], case(rows));
             assert_eq!(together[..20], alone, "{dtype} with {rows} rows");
         }
         // From 65 rows on other kernels run, but what they find does not depend on rows either.
-        let few = mapped(&shim, &weights, &x[..(65 * inner) as usize], case(65));
-        let many = mapped(&shim, &weights, &x, case(140));
+        let few = mapped(&rig, &weights, &x[..(65 * inner) as usize], case(65));
+        let many = mapped(&rig, &weights, &x, case(140));
         assert_eq!(few[..], many[..few.len()], "{dtype} with 65 and 140 rows");
     }
 }
 
 #[test]
 fn no_rows_are_no_launch_that_writes() {
-    let shim = Shim::new(0);
-    let weights = Weights::stored(&shim, DType::Q4_0, 40, 64);
+    let rig = Rig::new(0);
+    let weights = Weights::stored(&rig, DType::Q4_0, 40, 64);
     for precision in PRECISIONS {
         let case = Case {
             rows: 0,
@@ -449,24 +511,24 @@ fn no_rows_are_no_launch_that_writes() {
             accumulate: false,
             precision,
         };
-        assert!(mapped(&shim, &weights, &[], case).is_empty());
+        assert!(mapped(&rig, &weights, &[], case).is_empty());
     }
 }
 
 #[test]
 fn tables_and_dequantization_are_exact() {
     for dtype in DType::ALL {
-        let shim = Shim::new(1);
+        let rig = Rig::new(1);
         let width = if dtype.block_elements() == 1 {
             83
         } else {
             dtype.block_elements() as u32 * 5
         };
-        let weights = Weights::stored(&shim, dtype, 19, width);
-        assert_eq!(looked_up(&shim, weights.matrix), weights.values, "{dtype}");
+        let weights = Weights::stored(&rig, dtype, 19, width);
+        assert_eq!(looked_up(&rig, weights.matrix), weights.values, "{dtype}");
         let stride = width.next_multiple_of(8) + 8;
-        let out = shim.poisoned::<u16>((19 * stride) as usize);
-        run(&shim, &[dequantize(weights.matrix, out.at(), stride)]);
+        let out = rig.poisoned::<u16>((19 * stride) as usize);
+        run(&rig, &[dequantize(weights.matrix, 0..19, out.at(), stride)]);
         for (row, got) in out.read().chunks_exact(stride as usize).enumerate() {
             for (column, &got) in got.iter().enumerate() {
                 let stored = weights.values.get(row * width as usize + column);
@@ -489,15 +551,15 @@ fn numbers_come_back_from_formats_made_for_them() {
         (WeightFormat::Int4, 1.0 / 15.0),
     ] {
         let (rows, width) = (18, 200);
-        let shim = Shim::new(2);
+        let rig = Rig::new(2);
         let values = Numbers::new(5).normals(rows * width, 3.0);
         let packing = Packing::with_format(format, rows as u32, width as u32);
         let mut bytes = vec![0; packing.bytes()];
         for (row, values) in values.chunks_exact(width).enumerate() {
             packing.quantize_row(row as u32, values, &mut bytes);
         }
-        let weights = Weights::packed(&shim, &packing, &bytes, values);
-        let got = looked_up(&shim, weights.matrix);
+        let weights = Weights::packed(&rig, &packing, &bytes, values);
+        let got = looked_up(&rig, weights.matrix);
         for (at, (expected, got)) in weights.values.iter().zip(got).enumerate() {
             let row = &weights.values[at / width * width..][..width];
             let largest = row.iter().fold(0.0, |largest: f32, v| largest.max(v.abs()));
@@ -516,16 +578,16 @@ fn numbers_come_back_from_formats_made_for_them() {
 
 #[test]
 fn entries_are_tokens_positions_or_one_constant_of_their_part() {
-    let shim = Shim::new(4);
-    let weights = Weights::stored(&shim, DType::Q8_0, 6, 64);
-    let (tokens, positions) = (shim.memory(&[3_u32, 9, 2]), shim.memory(&[0_u32, 1, 2]));
+    let rig = Rig::new(4);
+    let weights = Weights::stored(&rig, DType::Q8_0, 6, 64);
+    let (tokens, positions) = (rig.memory(&[3_u32, 9, 2]), rig.memory(&[0_u32, 1, 2]));
     // This part of the table holds the entries 2 to 7.
     for (index, entries) in [
         (EmbeddingIndex::Tokens, [Some(1), None, Some(0)]),
         (EmbeddingIndex::Positions(1), [None, Some(0), Some(1)]),
         (EmbeddingIndex::Constant(7), [Some(5); 3]),
     ] {
-        let out = shim.poisoned::<f32>(3 * 64);
+        let out = rig.poisoned::<f32>(3 * 64);
         let launch = embedding(
             (weights.matrix, 2),
             index,
@@ -533,7 +595,7 @@ fn entries_are_tokens_positions_or_one_constant_of_their_part() {
             out.view(64, 0, 64),
             3,
         );
-        run(&shim, &[launch]);
+        run(&rig, &[launch]);
         for (got, entry) in out.read().chunks_exact(64).zip(entries) {
             match entry {
                 Some(entry) => assert_eq!(got, &weights.values[entry * 64..][..64], "{index:?}"),

@@ -1,5 +1,7 @@
 //! Launcher of `dequantize.cu`: a matrix of any format as bf16.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::cuda::driver::{DevicePtr, Launch};
@@ -12,18 +14,18 @@ pub struct DequantizeParams {
     matrix: MatrixParams,
     out: DevicePtr,
     stride: u32,
-    unused: u32,
+    first_row: u32,
 }
 
-/// Writes the matrix to `out`, `[rows, stride]` bf16, aligned to 16 bytes; `stride` is a multiple of 8 and at least the width.
+/// Writes rows of the matrix to `out`, `[rows, stride]` bf16, aligned to 16 bytes; `stride` is a multiple of 8 and at least the width.
 #[must_use]
-pub fn dequantize(matrix: DeviceMatrix, out: DevicePtr, stride: u32) -> Launch {
+pub fn dequantize(matrix: DeviceMatrix, rows: Range<u32>, out: DevicePtr, stride: u32) -> Launch {
     let params = DequantizeParams {
         matrix: matrix.into(),
         out,
         stride,
-        unused: 0,
+        first_row: rows.start,
     };
     let threads = (stride / 8).next_multiple_of(32).clamp(32, 256);
-    Launch::new("dequantize", [matrix.rows, 1, 1], threads, 0, &params)
+    Launch::new("dequantize", [rows.len() as u32, 1, 1], threads, 0, &params)
 }

@@ -2,7 +2,7 @@
 
 use super::linear_exact::linear_exact;
 use super::linear_small::{self, linear_small};
-use super::linear_tile::{self, linear_tile};
+use super::linear_tile::linear_tile;
 use super::product::{self, product};
 use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
 use crate::cuda::weights::DeviceMatrix;
@@ -42,11 +42,12 @@ pub fn workspace_bytes(matrix: &DeviceMatrix, rows_max: u32) -> usize {
     if rows_max <= linear_small::ROWS_MAX {
         return small;
     }
-    small.max(linear_tile::workspace_bytes(matrix, rows_max))
+    small.max(product::workspace_bytes(matrix, rows_max))
 }
 
 /// The launches of a linear map. Where there is a library for products, it is asked from one row more than
-/// [`linear_small::ROWS_MAX`] on; that it begins to be faster there is a guess.
+/// [`linear_small::ROWS_MAX`] on for weights it can read, from [`product::WRITTEN_ROWS_MIN`] on for others; that it begins to be
+/// faster there is a guess.
 #[must_use]
 pub fn linear(linear: &Linear, means: Means, workspace: DevicePtr) -> Vec<Launch> {
     match means.precision {

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::linear::Linear;
 use super::linear_small::{COUNTERS_BYTES, names};
 use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
-use crate::cuda::weights::{DeviceMatrix, MatrixParams, WeightFormat};
+use crate::cuda::weights::{MatrixParams, WeightFormat};
 
 /// The parameter struct, `LinearCastParams` in `linear_tile.cu`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -43,11 +43,6 @@ const KERNELS: [[&str; 1]; 13] = names!("linear_tile_": "");
 #[must_use]
 pub const fn cast_depth(width: u32) -> u32 {
     width.next_multiple_of(DEPTH)
-}
-
-/// Bytes of workspace, counters of other kernels included.
-pub(super) fn workspace_bytes(matrix: &DeviceMatrix, rows: u32) -> usize {
-    COUNTERS_BYTES + rows as usize * cast_depth(matrix.width) as usize * 2
 }
 
 /// Casts `x`, `[rows, width]`, to `[rows, cast_depth(width)]` at `out`, 16-byte aligned: bf16, or f16 if `is_f16`.

@@ -1,42 +1,117 @@
-//! Launcher of linear maps of many rows by the driver's library, whose x is cast to 16 bits first.
+//! Launcher of linear maps of many rows by the driver's library, whose x is cast to 16 bits first, and w too where it is not stored so.
 
+use super::dequantize::dequantize;
 use super::linear::Linear;
 use super::linear_small::COUNTERS_BYTES;
 use super::linear_tile::{cast_depth, linear_cast};
 use crate::cuda::driver::{DevicePtr, Launch, Product, ProductShape};
-use crate::cuda::weights::WeightFormat;
+use crate::cuda::weights::{DeviceMatrix, WeightFormat};
 
-/// Whether the library is for this map: it knows 16-bit floats, and wants everything aligned to 16 bytes. Code formats lie in tiles
-/// that it cannot read, 8-bit floats too.
-#[must_use]
-pub const fn is_for(linear: &Linear) -> bool {
-    let is_known = matches!(linear.matrix.format, WeightFormat::F16 | WeightFormat::Bf16);
-    is_known && linear.out.is_vector_aligned() && linear.bias.0.is_multiple_of(16)
+/// From so many rows on a matrix that the library cannot read is written out for it; that it is worth it there is a guess.
+pub const WRITTEN_ROWS_MIN: u32 = 512;
+/// Of a matrix that is written out: so much at a time that an L2 cache still has it when the library comes.
+const WRITTEN_BYTES_MAX: usize = 32 << 20;
+
+const fn is_known(format: WeightFormat) -> bool {
+    matches!(format, WeightFormat::F16 | WeightFormat::Bf16)
 }
 
-/// See [`Linear`]; one that [`is_for`] the library. The workspace is as for `linear_tile`.
+/// Whether the library is for this map: it knows 16-bit floats, and wants everything aligned to 16 bytes. Code formats lie in tiles
+/// that it cannot read, 8-bit floats too: for many rows they are written out as bf16.
+#[must_use]
+pub const fn is_for(linear: &Linear) -> bool {
+    let is_worth_it = is_known(linear.matrix.format) || linear.rows >= WRITTEN_ROWS_MIN;
+    is_worth_it && linear.out.is_vector_aligned() && linear.bias.0.is_multiple_of(16)
+}
+
+/// Outputs of a matrix that are written out at a time.
+fn written_rows(matrix: &DeviceMatrix) -> u32 {
+    let row_bytes = cast_depth(matrix.width) as usize * 2;
+    // A multiple of 4: so a part's bias is aligned as the whole is.
+    let rows = (WRITTEN_BYTES_MAX / row_bytes).max(16) as u32 / 16 * 16;
+    rows.min(matrix.rows)
+}
+
+/// Of x as cast.
+const fn cast_bytes(matrix: &DeviceMatrix, rows: u32) -> usize {
+    (rows as usize * cast_depth(matrix.width) as usize * 2).next_multiple_of(256)
+}
+
+/// Bytes of workspace, counters of other kernels included.
+pub(super) fn workspace_bytes(matrix: &DeviceMatrix, rows: u32) -> usize {
+    let written = if is_known(matrix.format) || rows < WRITTEN_ROWS_MIN {
+        0
+    } else {
+        written_rows(matrix) as usize * cast_depth(matrix.width) as usize * 2
+    };
+    COUNTERS_BYTES + cast_bytes(matrix, rows) + written
+}
+
+/// See [`Linear`]; one that [`is_for`] the library.
 #[must_use]
 pub fn product(linear: &Linear, workspace: DevicePtr) -> Vec<Launch> {
+    if is_known(linear.matrix.format) {
+        stored(linear, workspace)
+    } else {
+        written(linear, written_rows(&linear.matrix), workspace)
+    }
+}
+
+fn stored(linear: &Linear, workspace: DevicePtr) -> Vec<Launch> {
     let matrix = linear.matrix;
     let is_f16 = matrix.format == WeightFormat::F16;
     let x = workspace.offset(COUNTERS_BYTES);
     // Rows of w end in zeros up to this width, those of x as cast too.
     let depth = matrix.format.padded_width(matrix.width);
-    let product = Product {
+    let part = (matrix.at, 0, matrix.rows);
+    vec![
+        linear_cast(linear.x, linear.rows, is_f16, x),
+        part_of(linear, x, part, depth, is_f16).launch(),
+    ]
+}
+
+/// The same of a matrix of any format, `columns` outputs at a time, a multiple of 4.
+#[must_use]
+pub fn written(linear: &Linear, columns: u32, workspace: DevicePtr) -> Vec<Launch> {
+    let matrix = linear.matrix;
+    let x = workspace.offset(COUNTERS_BYTES);
+    let w = x.offset(cast_bytes(&matrix, linear.rows));
+    let depth = cast_depth(matrix.width);
+    let mut launches = vec![linear_cast(linear.x, linear.rows, false, x)];
+    for first in (0..matrix.rows).step_by(columns as usize) {
+        let end = matrix.rows.min(first + columns);
+        launches.push(dequantize(matrix, first..end, w, depth));
+        launches.push(part_of(linear, x, (w, first, end - first), depth, false).launch());
+    }
+    launches
+}
+
+/// The map's `columns` outputs from `first` on, whose weights lie at `w`.
+fn part_of(
+    linear: &Linear,
+    x: DevicePtr,
+    (w, first, columns): (DevicePtr, u32, u32),
+    depth: u32,
+    is_f16: bool,
+) -> Product {
+    let bias = match linear.bias {
+        DevicePtr::NULL => DevicePtr::NULL,
+        bias => bias.offset(first as usize * 4),
+    };
+    Product {
         x,
-        w: matrix.at,
-        bias: linear.bias,
-        out: linear.out.at,
+        w,
+        bias,
+        out: linear.out.at.offset(first as usize * 4),
         shape: ProductShape {
             rows: linear.rows,
-            columns: matrix.rows,
+            columns,
             depth,
-            x_stride: cast_depth(matrix.width),
+            x_stride: cast_depth(linear.matrix.width),
             w_stride: depth,
             out_stride: linear.out.stride,
             is_f16: is_f16.into(),
             accumulate: linear.accumulate.into(),
         },
-    };
-    vec![linear_cast(linear.x, linear.rows, is_f16, x), product.launch()]
+    }
 }
