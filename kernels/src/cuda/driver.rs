@@ -1,5 +1,7 @@
 //! What the device needs of a GPU's driver: memory, copies, launches in order. Knows no kernel.
 
+use std::time::Instant;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::program::View;
@@ -325,4 +327,17 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// The device failed.
     fn finish(&self) -> Result<(), DriverError>;
+
+    /// Seconds that the device takes for what `work` enqueues, once everything before it is done: by its own clock where it has
+    /// one, else by the host's, with the way to the device and back.
+    ///
+    /// # Errors
+    /// Those of `work`, or the device failed.
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), DriverError>) -> Result<f64, DriverError> {
+        self.finish()?;
+        let begin = Instant::now();
+        work()?;
+        self.finish()?;
+        Ok(begin.elapsed().as_secs_f64())
+    }
 }

@@ -3,6 +3,7 @@
 //! Everything above [`driver::Driver`] runs the same on a GPU and on the CPU shim that tests use.
 
 pub mod attention_plan;
+mod clock;
 mod cublaslt;
 mod device;
 pub mod driver;

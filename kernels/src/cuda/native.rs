@@ -4,11 +4,12 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::result::{self, DriverError as CudaError};
 use cudarc::driver::sys;
 
+use super::clock::{Gaps, Moment};
 use super::cublaslt::Library;
 use super::driver::{DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Properties};
 
@@ -140,6 +141,8 @@ struct Inner {
     overlap: Overlap,
     /// The library for matrix products, if there is one.
     products: Option<Library>,
+    /// If they are measured.
+    gaps: OnceLock<Gaps>,
 }
 
 // SAFETY: the driver's handles may be used by any thread that has made the context current, which every method does. The
@@ -173,6 +176,7 @@ impl NativeDriver {
             arch: found.arch(),
             overlap,
             products: None,
+            gaps: OnceLock::new(),
         };
         inner.bind()?;
         inner.stream = check(
@@ -187,6 +191,26 @@ impl NativeDriver {
             inner: Arc::new(inner),
         })
     }
+
+    /// From now on measures how long the GPU waits between decode steps. Nothing was captured before.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn measure_gaps(&self) -> Result<(), DriverError> {
+        self.inner.bind()?;
+        let gaps = Gaps::new()?;
+        self.inner
+            .gaps
+            .set(gaps)
+            .map_err(|_| failed("measure gaps", "they are measured already"))
+    }
+
+    /// Seconds from the end of a step's sampling to the beginning of the next step's first kernel, as often as a graph followed
+    /// other launches since this was asked last.
+    #[must_use]
+    pub fn gaps(&self) -> Vec<f64> {
+        self.inner.gaps.get().map(Gaps::take).unwrap_or_default()
+    }
 }
 
 pub(super) fn failed(call: &str, reason: impl std::fmt::Display) -> DriverError {
@@ -196,7 +220,7 @@ pub(super) fn failed(call: &str, reason: impl std::fmt::Display) -> DriverError 
     }
 }
 
-fn check<T>(call: &str, result: Result<T, CudaError>) -> Result<T, DriverError> {
+pub(super) fn check<T>(call: &str, result: Result<T, CudaError>) -> Result<T, DriverError> {
     result.map_err(|error| failed(call, text(error)))
 }
 
@@ -306,7 +330,8 @@ impl Inner {
         // SAFETY: the stream lives as long as `self`.
         check("cuStreamSynchronize", unsafe {
             result::stream::synchronize(self.stream)
-        })
+        })?;
+        self.gaps.get().map_or(Ok(()), Gaps::finished)
     }
 }
 
@@ -315,6 +340,7 @@ impl Drop for Inner {
         // Nothing can be done about what fails here; a lost context fails at everything.
         let _ = self.finish();
         drop(self.products.take());
+        drop(self.gaps.take());
         // SAFETY: each handle was made in `open`, is released once, and nothing runs any more.
         unsafe {
             for module in self.modules.drain(..) {
@@ -346,7 +372,11 @@ impl Graph for NativeGraph {
         // SAFETY: the graph is instantiated; the rest is the caller's contract.
         check("cuGraphLaunch", unsafe {
             result::graph::launch(self.exec, self.inner.stream)
-        })
+        })?;
+        if let Some(gaps) = self.inner.gaps.get() {
+            gaps.begun();
+        }
+        Ok(())
     }
 }
 
@@ -463,7 +493,12 @@ impl Driver for NativeDriver {
 
     unsafe fn enqueue(&self, launches: &[Launch]) -> Result<(), DriverError> {
         self.inner.bind()?;
-        launches.iter().try_for_each(|launch| self.inner.launch(launch))
+        launches.iter().try_for_each(|launch| self.inner.launch(launch))?;
+        match self.inner.gaps.get() {
+            // SAFETY: the context is current, and the stream lives as long as the driver.
+            Some(gaps) => unsafe { gaps.launched(self.inner.stream) },
+            None => Ok(()),
+        }
     }
 
     fn graph(&self, launches: &[Launch]) -> Result<Box<dyn Graph>, DriverError> {
@@ -478,7 +513,12 @@ impl Driver for NativeDriver {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             result::stream::begin_capture(inner.stream, mode)
         })?;
-        let captured = launches.iter().try_for_each(|launch| inner.launch(launch));
+        let begun = match inner.gaps.get() {
+            // SAFETY: the stream captures, and the graph holds `inner`.
+            Some(gaps) => unsafe { gaps.capture(inner.stream) },
+            None => Ok(()),
+        };
+        let captured = begun.and_then(|()| launches.iter().try_for_each(|launch| inner.launch(launch)));
         // SAFETY: the capture was begun above.
         let graph = check("cuStreamEndCapture", unsafe {
             result::stream::end_capture(inner.stream)
@@ -511,5 +551,17 @@ impl Driver for NativeDriver {
 
     fn finish(&self) -> Result<(), DriverError> {
         self.inner.finish()
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), DriverError>) -> Result<f64, DriverError> {
+        self.inner.finish()?;
+        let (begin, end) = (Moment::new()?, Moment::new()?);
+        // SAFETY: the context is current, and the stream lives as long as the driver.
+        unsafe { begin.note(self.inner.stream) }?;
+        work()?;
+        // SAFETY: as above.
+        unsafe { end.note(self.inner.stream) }?;
+        self.inner.finish()?;
+        end.since(&begin)
     }
 }

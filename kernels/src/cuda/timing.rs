@@ -1,8 +1,7 @@
-//! How long kernels take, each alone: launches over several sets of buffers in turn, more than a cache holds. Knows no peer and
-//! judges nothing.
+//! How long kernels take, each alone and by the device's clock: launches over several sets of buffers in turn, more than a cache
+//! holds. Knows no peer and judges nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use galerne_core::graph::Activation;
 use galerne_core::ids::BlockId;
@@ -20,8 +19,8 @@ use crate::program::AttentionLayer;
 
 /// Several times the L2 cache of an H200.
 const ROTATED_BYTES: usize = 256 << 20;
-/// Long against what the host's clock, the first launch and the last wait add.
-const RUN: Duration = Duration::from_millis(20);
+/// Long against what the first launch adds.
+const RUN_SECONDS: f64 = 0.01;
 /// Of these the median counts.
 const RUNS: usize = 5;
 const BLOCK_TOKENS: u32 = 64;
@@ -70,11 +69,14 @@ pub fn run(driver: &Arc<dyn Driver>, sizes: Sizes, found: &mut dyn FnMut(Timing)
             found(bench.linear(format, rows, false)?);
         }
     }
-    let many = if tiny { 70 } else { 2_048 };
-    found(bench.linear(WeightFormat::Bf16, many, false)?);
-    found(bench.linear(WeightFormat::Codes4, many, false)?);
-    if driver.properties()?.has_products {
-        found(bench.linear(WeightFormat::Bf16, many, true)?);
+    // So many that the library takes every format.
+    let many = if tiny { 512 } else { 2_048 };
+    let has_products = driver.properties()?.has_products;
+    for format in [WeightFormat::Bf16, WeightFormat::Fp8, WeightFormat::Codes4] {
+        found(bench.linear(format, many, false)?);
+        if has_products {
+            found(bench.linear(format, many, true)?);
+        }
     }
     for element in [KvElement::Bf16, KvElement::Fp8] {
         let shapes: &[(u32, u32)] = if tiny {
@@ -155,24 +157,22 @@ impl<'a> Bench<'a> {
     /// Seconds of one set's launches. Their order is kept, so that each begins when the one before it is done.
     fn time(&self, sets: &[Vec<Launch>]) -> Result<f64, DriverError> {
         let graph = self.driver.graph(&sets.concat())?;
-        let timed = |times: u32| -> Result<Duration, DriverError> {
-            let begin = Instant::now();
-            for _ in 0..times {
+        let timed = |times: u32| -> Result<f64, DriverError> {
+            let seconds = self.driver.time(&mut || {
                 // SAFETY: the buffers outlive the graph, and are as large as the launchers were told.
-                unsafe { graph.enqueue()? };
-            }
-            self.driver.finish()?;
-            Ok(begin.elapsed())
+                (0..times).try_for_each(|_| unsafe { graph.enqueue() })
+            })?;
+            Ok(seconds / f64::from(times) / sets.len() as f64)
         };
-        timed(1)?;
+        let first = timed(1)?;
         if self.sizes == Sizes::Tiny {
-            return Ok(timed(1)?.as_secs_f64() / sets.len() as f64);
+            return Ok(first);
         }
-        let one = timed(1)?.as_secs_f64().max(1e-6);
-        let times = (RUN.as_secs_f64() / one).ceil() as u32;
+        let one = timed(1)?.max(1e-9) * sets.len() as f64;
+        let times = (RUN_SECONDS / one).ceil() as u32;
         let mut runs = (0..RUNS).map(|_| timed(times)).collect::<Result<Vec<_>, _>>()?;
-        runs.sort();
-        Ok(runs[RUNS / 2].as_secs_f64() / f64::from(times) / sets.len() as f64)
+        runs.sort_by(f64::total_cmp);
+        Ok(runs[RUNS / 2])
     }
 
     fn activation(&self) -> Result<Timing, DriverError> {
