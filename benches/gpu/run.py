@@ -8,21 +8,23 @@ with what it said, and the next one begins. Prints a table last, and writes repo
 
 import argparse
 import dataclasses
+import glob
 import json
-import lzma
 import os
 import pathlib
+import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 # Of what a section says where it fails: the end says most.
 SAID_MAX = 2_000
+TEST = re.compile(r"test (\S+) \.\.\. (ok|FAILED)")
 
 
 @dataclasses.dataclass
@@ -30,8 +32,9 @@ class Section:
     name: str
     seconds: int
     command: list
-    # Sections that need a program the machine may lack.
-    program: str = ""
+    # What it needs and this machine, or this kit, lacks.
+    missing: str = ""
+    environment: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -43,7 +46,7 @@ class Outcome:
     said: str
 
 
-def sections(galerne, device, quick):
+def sections(galerne, tests, device, quick):
     """What matters most comes first: the last ones may find no time."""
     small, large = ("tiny", "tiny") if quick else ("smollm2", "llama8b")
     batch, context, steps = ("1,2", "64", "4") if quick else ("1,16,64", "2048", "32")
@@ -54,26 +57,71 @@ def sections(galerne, device, quick):
     tokens = ["tokens", "--shape", small, "--steps", "4" if quick else "24"]
     torch_args = ["--quick"] if quick else []
     python = sys.executable
-    sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
     tiny = ["tokens", "--shape", "tiny", "--steps", "2", "--precision"]
+    torch_decode = [python, str(HERE / "torch_decode.py"), "--batch", batch, "--context", context, "--steps", steps, *torch_args]
+    fp8 = ["--quantize", "fp8", "--kv-dtype", "fp8"]
     return [
-        Section("info", 60, check + ["info"]),
-        Section("conformance f32", 90, check + ["conformance", "--precision", "f32"]),
-        Section("conformance auto", 90, check + ["conformance", "--precision", "auto"]),
-        Section("copy and torch's kernels", 90, [python, str(HERE / "torch_kernels.py"), *torch_args]),
-        Section("kernels", 90, check + ["kernels"] + (["--quick"] if quick else [])),
-        Section("tokens f32", 90, check + tokens + ["--precision", "f32", "--weights", "q8_0"]),
-        Section("tokens auto", 90, check + tokens + ["--precision", "auto", "--weights", "bf16"]),
-        Section("decode bf16", 120, check + decode + ["--weights", "bf16"]),
-        Section("decode 8 bits", 120, check + decode + ["--weights", "q8_0"]),
+        Section("info", 30, check + ["info"]),
+        Section("conformance f32", 60, check + ["conformance", "--precision", "f32"]),
+        Section("conformance auto", 60, check + ["conformance", "--precision", "auto"]),
+        *against_float64(tests),
+        Section("copy and torch's kernels", 75, [python, str(HERE / "torch_kernels.py"), *torch_args]),
+        Section("kernels", 75, check + ["kernels"] + (["--quick"] if quick else [])),
+        Section("tokens f32", 45, check + tokens + ["--precision", "f32", "--weights", "q8_0"]),
+        Section("tokens auto", 45, check + tokens + ["--precision", "auto"]),
+        Section("tokens auto fp8", 45, check + tokens + ["--precision", "auto", "--quantize", "fp8"]),
+        Section("tokens f32 nvfp4", 45, check + tokens + ["--precision", "f32", "--quantize", "nvfp4"]),
+        Section("decode bf16", 75, check + decode),
+        Section("decode fp8", 75, check + decode + fp8),
+        Section("transformers bf16", 150, torch_decode),
+        Section("decode int4", 75, check + decode + ["--quantize", "int4"]),
+        Section("decode nvfp4", 75, check + decode + ["--quantize", "nvfp4"]),
+        Section("decode 8 bits", 75, check + decode + ["--weights", "q8_0"]),
+        sanitized("memcheck f32", "memcheck", check + tiny + ["f32"]),
+        sanitized("memcheck auto", "memcheck", check + tiny + ["auto", *fp8]),
+        sanitized("racecheck auto", "racecheck", check + tiny + ["auto"]),
+        *sanitized_kernels(tests),
         Section("conformance unchecked", 60, unchecked + ["conformance", "--precision", "auto"]),
-        Section("decode unchecked", 60, unchecked + decode + ["--weights", "bf16"]),
-        Section("memcheck f32", 60, sanitizer + ["memcheck", *check, *tiny, "f32"], "compute-sanitizer"),
-        Section("memcheck auto", 60, sanitizer + ["memcheck", *check, *tiny, "auto"], "compute-sanitizer"),
-        Section("racecheck auto", 60, sanitizer + ["racecheck", *check, *tiny, "auto"], "compute-sanitizer"),
-        Section("transformers", 180, [python, str(HERE / "torch_decode.py"), "--batch", batch, "--context", context,
-                                      "--steps", steps, *torch_args]),
+        Section("decode unchecked", 60, unchecked + decode),
+        Section("transformers fp8", 150, torch_decode + ["--dtype", "fp8"]),
     ]
+
+
+def against_float64(tests):
+    """The tests of each kernel, which run on the shim elsewhere."""
+    programs = sorted(tests.glob("cuda_*")) if tests else []
+    if not programs:
+        return [Section("float64", 0, [], "this kit has no tests of kernels")]
+    return [Section("float64 " + program.name.removeprefix("cuda_"), 40, [str(program)], environment=kernels(tests))
+            for program in programs]
+
+
+def kernels(tests):
+    """What makes the tests run on the GPU."""
+    return {"GALERNE_TEST_CUDA": str(tests / "kernels.bin")}
+
+
+def sanitized(name, tool, command, environment={}):
+    program = sanitizer()
+    missing = "" if program else "compute-sanitizer is not on this machine"
+    return Section(name, 60, [program, "--error-exitcode", "9", "--tool", tool, *command], missing, environment)
+
+
+def sanitized_kernels(tests):
+    """Those that read the most formats."""
+    cases = [("linear", "formats_made_from_numbers"), ("attention", "decode_reads_each_dtype_and_width")]
+    return [sanitized(f"memcheck {name}", "memcheck", [str(tests / f"cuda_{name}"), case, "--test-threads", "1"], kernels(tests))
+            for name, case in cases if tests]
+
+
+def sanitizer():
+    """Where CUDA's toolkit and its packages for Python put it, if there is one."""
+    name = "compute-sanitizer"
+    roots = [*glob.glob("/usr/local/cuda*"), *glob.glob("/opt/cuda*"), *glob.glob("/opt/nvidia/*"),
+             *(root for folder in sys.path for root in glob.glob(os.path.join(folder or ".", "nvidia", "*")))]
+    places = [os.path.join(root, *folders, name) for root in roots for folders in (["bin"], [name], [])]
+    found = [place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)]
+    return shutil.which(name) or (found[0] if found else None)
 
 
 def environment():
@@ -82,18 +130,18 @@ def environment():
                for library in pathlib.Path(folder or ".").glob("nvidia/*/lib/libcublasLt.so.*")]
     known = os.environ.get("LD_LIBRARY_PATH")
     folders = ([known] if known else []) + brought[:1]
-    return {**os.environ, "LD_LIBRARY_PATH": ":".join(folders)} if folders else None
+    return {**os.environ, **({"LD_LIBRARY_PATH": ":".join(folders)} if folders else {})}
 
 
 def run(section, seconds):
     begin = time.monotonic()
-    if section.program and shutil.which(section.program) is None:
-        return Outcome(section.name, "skipped", 0.0, [], f"{section.program} is not on this machine")
+    if section.missing:
+        return Outcome(section.name, "skipped", 0.0, [], section.missing)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             # A session of its own: what it started ends with it.
             process = subprocess.Popen(section.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                       env=environment(), start_new_session=True)
+                                       env={**environment(), **section.environment}, start_new_session=True)
         except OSError as error:
             return Outcome(section.name, "failed", 0.0, [], f"{section.command[0]}: {error}")
         try:
@@ -119,10 +167,13 @@ def run(section, seconds):
 
 
 def read_figures(out):
-    """Lines of JSON objects with a name; and the lines that are none."""
+    """Lines of JSON objects with a name, and what tests in Rust say of each; and the other lines."""
     out.seek(0)
     figures, others = [], []
     for line in out.read().decode(errors="replace").splitlines():
+        if test := TEST.fullmatch(line):
+            figures.append({"name": test[1], "passed": test[2] == "ok"})
+            continue
         try:
             figure = json.loads(line)
             is_figure = isinstance(figure, dict) and isinstance(figure.get("name"), str)
@@ -201,12 +252,10 @@ def machine():
 
 
 def unpacked(folder):
-    """The binary, which the kit carries compressed."""
-    binary = pathlib.Path(folder) / "galerne"
-    with lzma.open(HERE / "galerne.xz") as packed, open(binary, "wb") as out:
-        shutil.copyfileobj(packed, out)
-    binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
-    return str(binary)
+    """The binary and the tests of kernels, which the kit carries compressed."""
+    with tarfile.open(HERE / "programs.tar.xz") as programs:
+        programs.extractall(folder)
+    return str(pathlib.Path(folder) / "galerne"), pathlib.Path(folder)
 
 
 def main():
@@ -215,14 +264,15 @@ def main():
     parser.add_argument("--only", default="", help="sections whose names contain this")
     parser.add_argument("--out", default=".", help="where report.json and report.md go")
     parser.add_argument("--galerne", help="a binary instead of the kit's")
+    parser.add_argument("--tests", type=pathlib.Path, help="with --galerne: a folder with tests of kernels and kernels.bin")
     parser.add_argument("--device", default="cuda", help="cpu tries the kit itself")
     parser.add_argument("--quick", action="store_true", help="sizes that say nothing of speed")
     args = parser.parse_args()
     deadline = time.monotonic() + args.minutes * 60
     with tempfile.TemporaryDirectory() as folder:
-        galerne = args.galerne or unpacked(folder)
+        galerne, tests = (args.galerne, args.tests) if args.galerne else unpacked(folder)
         outcomes = []
-        for section in sections(galerne, args.device, args.quick):
+        for section in sections(galerne, tests, args.device, args.quick):
             if args.only not in section.name:
                 continue
             left = deadline - time.monotonic()

@@ -79,6 +79,24 @@ def matmuls(device, quick):
             show(name, taken * 1e6, "us", note=f"{2 * rows * inner * outer / taken / 1e12:.1f} TFLOP/s")
 
 
+def fp8_matmuls(device, quick):
+    """With one scale per matrix, as cuBLASLt multiplies 8-bit floats."""
+    inner, outer = (64, 64) if quick else (4_096, 28_672)
+    n = 2 if quick else copies(inner * outer)
+    one = torch.ones((), device=device)
+    for rows in [16] if quick else [16, 64, 2_048]:
+        name = f"cuBLAS fp8 {rows} x {inner} to {outer}"
+        try:
+            weights = [torch.randn(outer, inner, device=device).to(torch.float8_e4m3fn) for _ in range(n)]
+            x = torch.randn(rows, inner, device=device).to(torch.float8_e4m3fn)
+            calls = [lambda w=w: torch._scaled_mm(x, w.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+                     for w in weights]
+            taken = seconds(calls, device, 0.3)
+            show(name, taken * 1e6, "us", note=f"{2 * rows * inner * outer / taken / 1e12:.1f} TFLOP/s")
+        except Exception as error:  # Older versions of torch refuse some: that is a result.
+            print(json.dumps({"name": name, "note": f"{type(error).__name__}: {error}"[:300]}), flush=True)
+
+
 def attention(device, quick):
     backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
                 "math": SDPBackend.MATH}
@@ -116,7 +134,7 @@ def main():
     if device == "cpu" and not args.quick:
         raise SystemExit("torch sees no GPU")
     torch.manual_seed(0)
-    for part in (copy, norms, matmuls, attention):
+    for part in (copy, norms, matmuls, fp8_matmuls, attention):
         part(device, args.quick)
 
 

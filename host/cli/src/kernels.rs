@@ -66,15 +66,6 @@ pub fn open(ordinal: usize) -> Result<CudaDevice> {
     Ok(CudaDevice::new(Arc::new(driver(ordinal, Overlap::None)?))?)
 }
 
-/// The same with what no GPU has checked yet: kernels that follow each other without a gap, and those of Hopper's own.
-///
-/// # Errors
-/// As [`driver`].
-pub fn open_unchecked(ordinal: usize) -> Result<CudaDevice> {
-    let driver = driver(ordinal, Overlap::Dependent)?;
-    Ok(CudaDevice::new(Arc::new(driver))?.with_unchecked())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

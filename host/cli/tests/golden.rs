@@ -297,6 +297,7 @@ fn auto_precision_stays_close_to_f32() {
         KvDtypeArg::F16,
         KvDtypeArg::Int8,
         KvDtypeArg::F32,
+        KvDtypeArg::Fp8,
     ] {
         let args = DeviceArgs {
             kv_dtype,

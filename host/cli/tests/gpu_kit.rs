@@ -44,7 +44,7 @@ fn every_section_runs_or_says_why_not() {
         String::from_utf8_lossy(&output.stderr)
     );
     let sections = sections(out.path());
-    assert_eq!(sections.len(), 15);
+    assert_eq!(sections.len(), 22);
     for section in &sections {
         let (name, ended) = (section["name"].as_str().expect("a name"), &section["ended"]);
         let figures = section["figures"].as_array().expect("figures");
@@ -66,6 +66,7 @@ fn every_section_runs_or_says_why_not() {
             let said = section["said"].as_str().unwrap_or_default();
             let reasons = [
                 "is not on this machine",
+                "this kit has no tests of kernels",
                 "No module named",
                 "no NVIDIA driver is installed",
             ];
@@ -76,21 +77,48 @@ fn every_section_runs_or_says_why_not() {
     let markdown = std::fs::read_to_string(out.path().join("report.md")).expect("the table is there");
     for text in [table, markdown] {
         assert!(text.contains("decode Tiny bf16 x 2 at 64"), "{text}");
+        assert!(text.contains("decode Tiny fp8, KV in fp8 x 2 at 64"), "{text}");
         assert!(text.contains("passed"), "{text}");
     }
 }
 
+fn program(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, text).expect("written");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+}
+
+#[test]
+fn what_tests_of_kernels_say_are_figures() {
+    let out = tempfile::tempdir().expect("a folder");
+    let text =
+        "#!/bin/sh\necho 'test one ... ok'\necho 'test two ... FAILED'\necho $GALERNE_TEST_CUDA\nexit 101\n";
+    program(&out.path().join("cuda_norm"), text);
+    let folder = out.path().to_str().expect("UTF-8");
+    let args = ["--only", "float64", "--tests", folder];
+    if kit(Path::new("galerne"), out.path(), &args).is_none() {
+        return;
+    }
+    let sections = sections(out.path());
+    assert_eq!(sections.len(), 1);
+    assert_eq!(sections[0]["name"], "float64 norm");
+    assert_eq!(sections[0]["ended"], "failed");
+    let figures = sections[0]["figures"].as_array().expect("figures");
+    let figures: Vec<_> = figures.iter().map(|f| (&f["name"], &f["passed"])).collect();
+    assert_eq!(
+        figures,
+        [(&"one".into(), &true.into()), (&"two".into(), &false.into())]
+    );
+    let said = sections[0]["said"].as_str().expect("a text");
+    assert!(said.contains(&format!("{folder}/kernels.bin")), "{said}");
+}
+
 #[test]
 fn what_hangs_is_ended_and_recorded() {
-    use std::os::unix::fs::PermissionsExt as _;
     let out = tempfile::tempdir().expect("a folder");
     let binary = out.path().join("hangs");
-    std::fs::write(
-        &binary,
-        "#!/bin/sh\necho '{\"name\": \"before\", \"value\": 1}'\nsleep 600\n",
-    )
-    .expect("written");
-    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).expect("executable");
+    let text = "#!/bin/sh\necho '{\"name\": \"before\", \"value\": 1}'\nsleep 600\n";
+    program(&binary, text);
     let begin = Instant::now();
     if kit(
         &binary,

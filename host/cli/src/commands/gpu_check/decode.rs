@@ -1,4 +1,5 @@
-//! How fast a model decodes: on the device alone with a long context, then through the engine, plain and with a guest.
+//! How fast a model decodes, and how long a GPU waits between steps: on the device alone with a long context, then through the
+//! engine, plain and with a guest.
 //!
 //! The context is not computed but taken as it lies in the KV pool: what is there does not change how fast it is read.
 
@@ -10,15 +11,14 @@ use galerne_core::limits::EngineLimits;
 use galerne_core::sampling::SamplingPlan;
 use galerne_engine::handle::{self, EngineOptions};
 use galerne_kernels::device::{
-    Device, KvSpec, LoadOptions, LoadedProgram, Precision, SampleOutcome, SampleRequest, SequenceSlice,
-    StepBatch,
+    KvSpec, LoadOptions, LoadedProgram, Precision, SampleOutcome, SampleRequest, SequenceSlice, StepBatch,
 };
 use galerne_plugin::PluginHost;
 
 use super::model::SeededModel;
-use super::{Figure, ModelArgs};
+use super::{Checked, Figure, ModelArgs};
 use crate::commands::bench_runs::{Runs, Way};
-use crate::config::DataArgs;
+use crate::config::{DataArgs, QuantizeArg};
 use crate::guests;
 
 const BLOCK_TOKENS: u32 = 64;
@@ -37,7 +37,7 @@ pub(super) struct Load<'a> {
     pub(super) steps: u32,
 }
 
-pub(super) fn run(data: &DataArgs, device: &dyn Device, args: &ModelArgs, load: &Load<'_>) -> Result<()> {
+pub(super) fn run(data: &DataArgs, checked: &Checked, args: &ModelArgs, load: &Load<'_>) -> Result<()> {
     let largest = *load
         .batch
         .iter()
@@ -53,18 +53,21 @@ pub(super) fn run(data: &DataArgs, device: &dyn Device, args: &ModelArgs, load: 
     let blocks_each = tokens.div_ceil(BLOCK_TOKENS);
     let options = LoadOptions {
         precision: Precision::Auto,
-        quantization: None,
+        quantization: args.quantize.map(Into::into),
         kv: KvSpec {
             blocks: (blocks_each * largest) as usize,
             block_tokens: BLOCK_TOKENS as usize,
-            dtype: galerne_kernels::device::KvDtype::default(),
+            dtype: args.kv_dtype.into(),
         },
         step_tokens_max: (PROMPT * largest) as usize,
         sequences_max: largest as usize,
     };
+    if let Some(gpu) = &checked.gpu {
+        gpu.measure_gaps()?;
+    }
     let begin = Instant::now();
-    let mut program = device.load(&model.program, &model.weights, options)?;
-    let name = format!("{:?} {}", args.shape, args.weights);
+    let mut program = checked.load(&model, options)?;
+    let name = args.name();
     Figure {
         name: format!("load {name}"),
         value: Some(begin.elapsed().as_secs_f64()),
@@ -78,20 +81,46 @@ pub(super) fn run(data: &DataArgs, device: &dyn Device, args: &ModelArgs, load: 
         .iter()
         .map(|layer| layer.kv_heads as usize * options.kv_dtype().token_bytes(layer.head_width as usize))
         .sum();
+    let weight_bytes = program.memory().weight_bytes - model.table_bytes;
+    let others = if args.quantize == Some(QuantizeArg::Fp8) {
+        ["bf16", "fp8"].as_slice()
+    } else {
+        &["bf16"]
+    };
     for &batch in load.batch {
+        let what = format!("{name} x {batch} at {}", load.context);
         let rate = on_device(&mut *program, &model, batch, blocks_each, load)?;
-        let bytes = model.step_weight_bytes + kv_token_bytes * (load.context * batch) as usize;
+        let bytes = weight_bytes + kv_token_bytes * (load.context * batch) as usize;
         Figure {
-            name: format!("decode {name} x {batch} at {}", load.context),
+            name: format!("decode {what}"),
             value: Some(rate),
             unit: Some("tokens/s"),
             bytes_per_s: Some(bytes as f64 / f64::from(batch) * rate),
-            peers: vec![format!("transformers bf16 x {batch} at {}", load.context)],
+            peers: others
+                .iter()
+                .map(|dtype| format!("transformers {dtype} x {batch} at {}", load.context))
+                .collect(),
             ..Figure::default()
         }
         .print()?;
+        print_gap(&what, &mut checked.gaps())?;
     }
-    through_the_engine(program, &model, &plugins, (&name, largest), options)
+    through_the_engine(program, &model, checked, &plugins, (&name, largest), options)
+}
+
+/// The middle one, if any were measured.
+fn print_gap(what: &str, seconds: &mut [f64]) -> Result<()> {
+    seconds.sort_by(f64::total_cmp);
+    let Some(middle) = seconds.get(seconds.len() / 2) else {
+        return Ok(());
+    };
+    Figure {
+        name: format!("gap between steps {what}"),
+        value: Some(middle * 1e6),
+        unit: Some("us"),
+        ..Figure::default()
+    }
+    .print()
 }
 
 /// Tokens per second of `batch` sequences, each token fed back.
@@ -153,6 +182,7 @@ fn on_device(
 fn through_the_engine(
     program: Box<dyn LoadedProgram>,
     model: &SeededModel,
+    checked: &Checked,
     plugins: &PluginHost,
     (name, batch): (&str, u32),
     options: LoadOptions,
@@ -178,20 +208,27 @@ fn through_the_engine(
         grammars: None,
         context: PROMPT,
     };
-    let (mut plain, mut guided) = (Vec::new(), Vec::new());
+    let mut ways = [
+        ("engine", Way::Plain, vec![], vec![]),
+        ("engine with a guest each", Way::Guest(&*guest), vec![], vec![]),
+    ];
     for _ in 0..3 {
-        plain.push(runs.decode(batch, OUTPUT, Way::Plain)?);
-        guided.push(runs.decode(batch, OUTPUT, Way::Guest(&*guest))?);
+        for (_, way, rates, gaps) in &mut ways {
+            rates.push(runs.decode(batch, OUTPUT, *way)?);
+            gaps.extend(checked.gaps());
+        }
     }
-    for (what, rates) in [("engine", &mut plain), ("engine with a guest each", &mut guided)] {
+    for (what, _, rates, gaps) in &mut ways {
         rates.sort_by(f64::total_cmp);
+        let what = format!("{name} x {batch} at {PROMPT}, {what}");
         Figure {
-            name: format!("decode {name} x {batch} at {PROMPT}, {what}"),
+            name: format!("decode {what}"),
             value: Some(rates[rates.len() / 2]),
             unit: Some("tokens/s"),
             ..Figure::default()
         }
         .print()?;
+        print_gap(&what, gaps)?;
     }
     engine.shutdown();
     Ok(())

@@ -7,16 +7,21 @@ mod model;
 mod timings;
 mod tokens;
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use galerne_core::dtype::DType;
+use galerne_kernels::conformance::rounded;
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
-use galerne_kernels::device::Device;
+use galerne_kernels::cuda::CudaDevice;
+use galerne_kernels::cuda::native::{NativeDriver, Overlap};
+use galerne_kernels::device::{Device, LoadOptions, LoadedProgram};
 use serde::Serialize;
 
-use crate::config::{DataArgs, PrecisionArg};
+use crate::config::{DataArgs, KvDtypeArg, PrecisionArg, QuantizeArg};
 use crate::kernels;
-use model::Shape;
+use model::{SeededModel, Shape};
 
 /// Options of `galerne gpu-check`.
 #[derive(Debug, Args)]
@@ -85,9 +90,35 @@ struct ModelArgs {
     /// As in a model's files, for example bf16, q8_0
     #[arg(long, value_parser = dtype, default_value = "bf16")]
     weights: DType,
+    /// What they are rounded to while they are loaded
+    #[arg(long, value_enum)]
+    quantize: Option<QuantizeArg>,
+    /// How keys and values are stored under --precision auto
+    #[arg(long, value_enum, default_value = "bf16")]
+    kv_dtype: KvDtypeArg,
     /// Fewer layers than the shape has
     #[arg(long)]
     layers: Option<u32>,
+}
+
+impl ModelArgs {
+    /// In figures' names.
+    fn name(&self) -> String {
+        let weights = match self.quantize {
+            Some(quantize) => value_name(&quantize),
+            None => self.weights.to_string(),
+        };
+        let kv = match self.kv_dtype {
+            KvDtypeArg::Bf16 => String::new(),
+            other => format!(", KV in {}", value_name(&other)),
+        };
+        format!("{:?} {weights}{kv}", self.shape)
+    }
+}
+
+fn value_name(value: &impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 fn dtype(name: &str) -> Result<DType> {
@@ -125,16 +156,16 @@ impl Figure {
 }
 
 pub(super) fn run(data: &DataArgs, args: &GpuCheckArgs) -> Result<()> {
-    let device = || open(args.device);
+    let checked = || Checked::open(args.device);
     match &args.section {
-        Section::Info => info(&*device()?),
+        Section::Info => info(&*checked()?.device),
         Section::Kernels { quick } => timings::run(*quick),
-        Section::Conformance { precision } => conformance::run(&*device()?, (*precision).into()),
+        Section::Conformance { precision } => conformance::run(&*checked()?.device, (*precision).into()),
         Section::Tokens {
             model,
             precision,
             steps,
-        } => tokens::run(data, &*device()?, model, (*precision).into(), *steps),
+        } => tokens::run(data, &checked()?, model, (*precision).into(), *steps),
         Section::Decode {
             model,
             batch,
@@ -146,17 +177,58 @@ pub(super) fn run(data: &DataArgs, args: &GpuCheckArgs) -> Result<()> {
                 context: *context,
                 steps: *steps,
             };
-            decode::run(data, &*device()?, model, &load)
+            decode::run(data, &checked()?, model, &load)
         }
     }
 }
 
-fn open(device: DeviceArg) -> Result<Box<dyn Device>> {
-    Ok(match device {
-        DeviceArg::Cpu => Box::new(cpu()?),
-        DeviceArg::Cuda => Box::new(kernels::open(0)?),
-        DeviceArg::CudaUnchecked => Box::new(kernels::open_unchecked(0)?),
-    })
+/// What is checked.
+struct Checked {
+    device: Box<dyn Device>,
+    /// If it is a GPU.
+    gpu: Option<Arc<NativeDriver>>,
+}
+
+impl Checked {
+    fn open(device: DeviceArg) -> Result<Self> {
+        let gpu = |overlap| Ok::<_, anyhow::Error>(Arc::new(kernels::driver(0, overlap)?));
+        let (device, gpu): (Box<dyn Device>, _) = match device {
+            DeviceArg::Cpu => (Box::new(cpu()?), None),
+            DeviceArg::Cuda => {
+                let gpu = gpu(Overlap::None)?;
+                (Box::new(CudaDevice::new(gpu.clone())?), Some(gpu))
+            }
+            DeviceArg::CudaUnchecked => {
+                let gpu = gpu(Overlap::Dependent)?;
+                (
+                    Box::new(CudaDevice::new(gpu.clone())?.with_unchecked()),
+                    Some(gpu),
+                )
+            }
+        };
+        Ok(Self { device, gpu })
+    }
+
+    /// Seconds that the GPU waited between steps, each since this was asked last, if that is measured.
+    fn gaps(&self) -> Vec<f64> {
+        self.gpu.as_ref().map(|gpu| gpu.gaps()).unwrap_or_default()
+    }
+
+    /// The CPU, which does not round weights by itself, gets them rounded.
+    fn load(&self, model: &SeededModel, options: LoadOptions) -> Result<Box<dyn LoadedProgram>> {
+        let loaded = match options.quantization.filter(|_| self.gpu.is_none()) {
+            None => self.device.load(&model.program, &model.weights, options),
+            Some(quantization) => {
+                let weights = rounded(&model.program, &model.weights, quantization);
+                let options = LoadOptions {
+                    quantization: None,
+                    ..options
+                };
+                self.device.load(&model.program, &weights, options)
+            }
+        };
+        Ok(loaded?)
+    }
 }
 
 fn cpu() -> Result<CpuDevice> {

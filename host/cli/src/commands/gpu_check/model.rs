@@ -72,8 +72,8 @@ pub(super) struct SeededModel {
     pub(super) program: Program,
     pub(super) weights: SeededWeights,
     pub(super) vocabulary: u32,
-    /// Bytes of the weights a step reads whole.
-    pub(super) step_weight_bytes: usize,
+    /// Bytes of tables of which a step reads a few rows.
+    pub(super) table_bytes: usize,
 }
 
 impl SeededModel {
@@ -95,7 +95,7 @@ impl SeededModel {
         Ok(Self {
             program: lower(&graph)?,
             vocabulary: graph.vocabulary().context("the graph has no logits")?,
-            step_weight_bytes: weights.step_bytes(sizes.is_tied),
+            table_bytes: weights.table_bytes(sizes.is_tied),
             weights,
         })
     }
@@ -147,13 +147,10 @@ impl SeededWeights {
         }
     }
 
-    /// All but a table of which a step reads a few rows.
-    fn step_bytes(&self, is_tied: bool) -> usize {
-        let tensors = self.index.tensors.iter();
-        tensors
-            .filter(|(name, _)| is_tied || *name != EMBEDDING)
-            .map(|(_, info)| bytes(info))
-            .sum()
+    /// A tied table is read whole for the logits.
+    fn table_bytes(&self, is_tied: bool) -> usize {
+        let table = self.index.tensors.get(EMBEDDING).filter(|_| !is_tied);
+        table.map_or(0, bytes)
     }
 }
 

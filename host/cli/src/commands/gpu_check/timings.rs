@@ -36,11 +36,17 @@ fn figure(timing: &Timing) -> Figure {
     }
 }
 
-/// All of torch's are in bf16: what 8 or 4 bits win is won against that.
+/// What 8 or 4 bits win is won against bf16; 8-bit floats have a peer of their own too.
 fn peers(name: &str) -> Vec<String> {
     let words: Vec<&str> = name.splitn(3, ' ').collect();
     match words[..] {
-        ["linear", _, shape] => vec![format!("cuBLAS bf16 {shape}")],
+        ["linear", format, shape] => {
+            let mut peers = vec![format!("cuBLAS bf16 {shape}")];
+            if format.starts_with("fp8") {
+                peers.push(format!("cuBLAS fp8 {shape}"));
+            }
+            peers
+        }
         ["attention", _, shape] => vec![format!("flash {shape}"), format!("cudnn {shape}")],
         _ => vec![format!("torch {name}")],
     }
@@ -55,6 +61,13 @@ mod tests {
         assert_eq!(
             peers("linear codes8 16 x 4096 to 28672"),
             ["cuBLAS bf16 16 x 4096 to 28672"]
+        );
+        assert_eq!(
+            peers("linear fp8-by-library 2048 x 4096 to 28672"),
+            [
+                "cuBLAS bf16 2048 x 4096 to 28672",
+                "cuBLAS fp8 2048 x 4096 to 28672"
+            ]
         );
         assert_eq!(
             peers("attention fp8 decode 32 x 4096"),

@@ -1,14 +1,12 @@
-//! A model's tokens on the device beside those of the CPU in f32, both given the CPU's so that one difference is one difference.
+//! A model's tokens on the device beside those of the CPU in f32 (on the same weights, rounded ones too), both given the CPU's so that one difference is one difference.
 
 use anyhow::{Result, ensure};
 use galerne_core::ids::{BlockId, TokenId};
-use galerne_kernels::device::{
-    Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
-};
+use galerne_kernels::device::{KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch};
 use galerne_plugin::PluginHost;
 
 use super::model::SeededModel;
-use super::{Figure, ModelArgs, cpu};
+use super::{Checked, DeviceArg, Figure, ModelArgs};
 use crate::config::DataArgs;
 use crate::guests;
 
@@ -32,7 +30,7 @@ struct Seen {
 
 pub(super) fn run(
     data: &DataArgs,
-    device: &dyn Device,
+    checked: &Checked,
     args: &ModelArgs,
     precision: Precision,
     steps: usize,
@@ -40,22 +38,22 @@ pub(super) fn run(
     let plugins = PluginHost::new(guests::plugin_options(data)?)?;
     let model = SeededModel::new(&plugins, args)?;
     let blocks_each = (PROMPTS[2] + steps).div_ceil(BLOCK_TOKENS);
-    let load = |device: &dyn Device, precision| {
+    let load = |checked: &Checked, precision| {
         let options = LoadOptions {
             precision,
-            quantization: None,
+            quantization: args.quantize.map(Into::into),
             kv: KvSpec {
                 blocks: blocks_each * PROMPTS.len(),
                 block_tokens: BLOCK_TOKENS,
-                dtype: KvDtype::default(),
+                dtype: args.kv_dtype.into(),
             },
             step_tokens_max: PROMPTS.iter().sum(),
             sequences_max: PROMPTS.len(),
         };
-        device.load(&model.program, &model.weights, options)
+        checked.load(&model, options)
     };
-    let mut reference = load(&cpu()?, Precision::F32)?;
-    let mut tested = load(device, precision)?;
+    let mut reference = load(&Checked::open(DeviceArg::Cpu)?, Precision::F32)?;
+    let mut tested = load(checked, precision)?;
     let mut batch = prompts(model.vocabulary, blocks_each);
     let mut seen = Seen::default();
     let width = model.vocabulary as usize;
@@ -157,10 +155,7 @@ impl Seen {
 
     fn print(&self, args: &ModelArgs, precision: Precision) -> Result<()> {
         Figure {
-            name: format!(
-                "tokens {:?} {} {precision:?} as on the CPU in f32",
-                args.shape, args.weights
-            ),
+            name: format!("tokens {} {precision:?} as on the CPU in f32", args.name()),
             passed: Some(self.wrong == 0),
             value: Some(self.equal as f64 / self.tokens as f64),
             unit: Some("of the tokens"),
