@@ -54,8 +54,6 @@ fn read_streams<const STREAMS: usize>(isa: Isa, bytes: &[u8]) -> u64 {
     }
 }
 
-/// Written once; the compiler turns a line into the registers of the instruction set it is inlined into.
-#[inline(always)]
 fn sum_lines<const STREAMS: usize>(lines: &[Line]) -> u64 {
     let each = lines.len() / STREAMS;
     let streams: [&[Line]; STREAMS] = std::array::from_fn(|stream| &lines[stream * each..][..each]);
@@ -100,16 +98,50 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    use super::{Arithmetic, ArithmeticLoop, CHAINS, Isa, Line, sum_lines};
+    use super::{Arithmetic, ArithmeticLoop, CHAINS, Isa, Line};
 
+    /// In intrinsics, as below: what a compiler makes of a plain loop depends on the profile it is built with.
     #[target_feature(enable = "avx2")]
     pub(super) fn sum_lines_avx2<const STREAMS: usize>(lines: &[Line]) -> u64 {
-        sum_lines::<STREAMS>(lines)
+        let each = lines.len() / STREAMS;
+        let mut sums = [[_mm256_setzero_si256(); 2]; STREAMS];
+        for at in 0..each {
+            for (stream, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: at most `STREAMS * each` lines are read.
+                let [low, high] = unsafe {
+                    let line = lines.as_ptr().add(stream * each + at).cast::<__m256i>();
+                    [_mm256_loadu_si256(line), _mm256_loadu_si256(line.add(1))]
+                };
+                sum[0] = _mm256_add_epi64(sum[0], low);
+                sum[1] = _mm256_add_epi64(sum[1], high);
+            }
+        }
+        let mut words = [0_u64; 4];
+        for sum in sums.as_flattened() {
+            let mut lanes = [0_u64; 4];
+            // SAFETY: the array is as long as the vector.
+            unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), *sum) };
+            words = std::array::from_fn(|lane| words[lane].wrapping_add(lanes[lane]));
+        }
+        words.into_iter().fold(0, u64::wrapping_add)
     }
 
     #[target_feature(enable = "avx512f")]
     pub(super) fn sum_lines_avx512<const STREAMS: usize>(lines: &[Line]) -> u64 {
-        sum_lines::<STREAMS>(lines)
+        let each = lines.len() / STREAMS;
+        let mut sums = [_mm512_setzero_si512(); STREAMS];
+        for at in 0..each {
+            for (stream, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: at most `STREAMS * each` lines are read.
+                let line = unsafe { _mm512_loadu_si512(lines.as_ptr().add(stream * each + at).cast()) };
+                *sum = _mm512_add_epi64(*sum, line);
+            }
+        }
+        let mut all = _mm512_setzero_si512();
+        for sum in sums {
+            all = _mm512_add_epi64(all, sum);
+        }
+        _mm512_reduce_add_epi64(all).cast_unsigned()
     }
 
     pub(super) fn arithmetic(arithmetic: Arithmetic, isa: Isa) -> Option<ArithmeticLoop> {
