@@ -13,8 +13,12 @@ const FILE_LINES_MAX: usize = 800;
 /// Which of our crates each crate may depend on, in any way.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("galerne-core", &[]),
-    // The shim runs the CUDA device's kernels in tests.
-    ("galerne-kernels", &["galerne-core", "galerne-cuda-shim"]),
+    // The shim runs the CUDA device's kernels in tests, the trap those for AMX.
+    (
+        "galerne-kernels",
+        &["galerne-core", "galerne-amx-trap", "galerne-cuda-shim"],
+    ),
+    ("galerne-amx-trap", &[]),
     ("galerne-cuda-shim", &["galerne-kernels"]),
     (
         "galerne-engine",
@@ -195,16 +199,17 @@ fn anyhow_stays_in_the_binary_xtask_and_tests() {
 }
 
 #[test]
-fn the_shim_is_for_tests_only() {
+fn the_shim_and_the_trap_are_for_tests_only() {
+    const TESTS_ONLY: [&str; 2] = ["galerne-cuda-shim", "galerne-amx-trap"];
     let packages = metadata().packages;
     let uses = packages.iter().flat_map(|package| {
         let ours = package.dependencies.iter();
         ours.filter(|dependency| {
-            dependency.name == "galerne-cuda-shim" && dependency.kind != DependencyKind::Development
+            TESTS_ONLY.contains(&dependency.name.as_str()) && dependency.kind != DependencyKind::Development
         })
-        .map(move |_| format!("{}: make it a dev-dependency", package.name))
+        .map(move |dependency| format!("{}: make {} a dev-dependency", package.name, dependency.name))
     });
-    none(&uses.collect::<Vec<_>>(), "galerne-cuda-shim");
+    none(&uses.collect::<Vec<_>>(), "dependencies of tests");
 }
 
 #[test]
