@@ -75,6 +75,8 @@ struct Limits {
     read_gb_per_s: f64,
     f32_gop_per_s: f64,
     int8_gop_per_s: Option<f64>,
+    tile_int8_gop_per_s: Option<f64>,
+    tile_bf16_gop_per_s: Option<f64>,
 }
 
 impl Limits {
@@ -85,6 +87,8 @@ impl Limits {
             read_gb_per_s: 0.0,
             f32_gop_per_s: 0.0,
             int8_gop_per_s: None,
+            tile_int8_gop_per_s: None,
+            tile_bf16_gop_per_s: None,
         }
     }
 
@@ -97,17 +101,30 @@ impl Limits {
         }
         let gop = |arithmetic| gop_per_s(arithmetic, isa, self.threads, time);
         self.f32_gop_per_s = self.f32_gop_per_s.max(gop(Arithmetic::F32).unwrap_or(0.0));
-        let int8 = gop(Arithmetic::Int8);
-        self.int8_gop_per_s = [self.int8_gop_per_s, int8].into_iter().flatten().reduce(f64::max);
+        for (best, arithmetic) in [
+            (&mut self.int8_gop_per_s, Arithmetic::Int8),
+            (&mut self.tile_int8_gop_per_s, Arithmetic::TileInt8),
+            (&mut self.tile_bf16_gop_per_s, Arithmetic::TileBf16),
+        ] {
+            *best = [*best, gop(arithmetic)].into_iter().flatten().reduce(f64::max);
+        }
     }
 
-    /// Many rows of quantized weights are multiplied as bytes unless f32 is asked for.
+    /// Many rows of quantized weights are multiplied as bytes unless f32 is asked for, in tiles where there are any. So are
+    /// those of bf16 weights, twice: activations are split in two.
     fn arithmetic(&self, dtype: DType, precision: Precision) -> (&'static str, f64) {
-        let quantized = dtype.block_elements() > 1;
-        match self.int8_gop_per_s {
-            Some(peak) if quantized && precision == Precision::Auto => ("GOP/s of int8", peak),
-            _ => ("GFLOP/s of f32", self.f32_gop_per_s),
+        let f32 = ("GFLOP/s of f32", self.f32_gop_per_s);
+        if precision == Precision::F32 {
+            return f32;
         }
+        let found = if dtype.block_elements() > 1 {
+            let tiles = self.tile_int8_gop_per_s.map(|peak| ("GOP/s of int8 tiles", peak));
+            tiles.or_else(|| self.int8_gop_per_s.map(|peak| ("GOP/s of int8", peak)))
+        } else {
+            let tiles = self.tile_bf16_gop_per_s.filter(|_| dtype == DType::Bf16);
+            tiles.map(|peak| ("GFLOP/s of bf16 tiles", peak))
+        };
+        found.unwrap_or(f32)
     }
 }
 

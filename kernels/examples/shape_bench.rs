@@ -1,6 +1,6 @@
 //! Times a program with SmolLM2-135M's shape and random weights: prefill of 512 tokens in steps of 256, decode
 //! of 128 tokens after them, and decode of several sequences at once. Arguments: `[q4_1|q4_0|q8_0|bf16|f16|f32]
-//! [auto|f32] [threads] [portable|avx2|avx512]`.
+//! [auto|f32] [threads] [portable|avx2|avx512-vnni|avx512-bf16|amx]`.
 #![expect(clippy::print_stdout, reason = "a measurement is for reading")]
 
 use std::num::NonZeroUsize;
@@ -322,13 +322,7 @@ fn main() {
         .iter()
         .find_map(|word| DType::from_name(word))
         .unwrap_or(DType::Q4_1);
-    let isa = [
-        ("portable", Isa::Portable),
-        ("avx2", Isa::Avx2),
-        ("avx512", Isa::Avx512),
-    ]
-    .into_iter()
-    .find_map(|(word, isa)| has(word).then_some(isa));
+    let isa = Isa::ALL.into_iter().find(|isa| has(isa.name()));
     let threads = arguments
         .iter()
         .find_map(|word| word.parse::<NonZeroUsize>().ok());

@@ -1,11 +1,7 @@
 //! The CPU device against the conformance suite, with every instruction set of this machine; and what the CPU
 //! promises beyond it.
-#![expect(
-    clippy::print_stdout,
-    reason = "which instruction sets were skipped belongs in the test's output"
-)]
 
-use std::num::NonZeroUsize;
+mod support;
 
 use galerne_core::dtype::DType;
 use galerne_core::ids::{BlockId, TokenId};
@@ -14,18 +10,7 @@ use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
 use galerne_kernels::device::{
     Device, DeviceError, KvDtype, KvSpec, LoadOptions, Precision, SequenceSlice, StepBatch,
 };
-
-fn device(isa: Isa, threads: usize) -> Option<CpuDevice> {
-    if isa > Isa::detect() {
-        println!("skipped: this machine has no {isa}");
-        return None;
-    }
-    let options = CpuOptions {
-        threads: NonZeroUsize::new(threads),
-        isa: Some(isa),
-    };
-    Some(CpuDevice::new(options).expect("a device with an instruction set of this machine"))
-}
+use support::device;
 
 fn conforms(isa: Isa, precision: Precision) {
     let Some(device) = device(isa, 2) else { return };
@@ -69,6 +54,11 @@ fn avx512_f32() {
 #[test]
 fn avx512_bf16_auto() {
     conforms(Isa::Avx512Bf16, Precision::Auto);
+}
+
+#[test]
+fn amx_auto() {
+    conforms(Isa::Amx, Precision::Auto);
 }
 
 fn outputs(

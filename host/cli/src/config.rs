@@ -140,7 +140,7 @@ pub struct DeviceArgs {
     /// Most sequences waiting; further ones are refused with "try again later"
     #[arg(long, value_name = "N", default_value = "256")]
     pub queue: NonZeroUsize,
-    /// Instruction set of the CPU device, at most what the machine has: portable, avx2, avx512-vnni or avx512-bf16
+    /// Instruction set of the CPU device, at most what the machine has: portable, avx2, avx512-vnni, avx512-bf16 or amx
     #[arg(long, value_name = "ISA", env = "GALERNE_ISA")]
     pub isa: Option<String>,
 }

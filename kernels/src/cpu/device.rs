@@ -51,6 +51,25 @@ impl CpuDevice {
                 op: format!("instruction set {isa} (this machine has {detected})"),
             });
         }
+        // SAFETY: the machine has the instruction set.
+        unsafe {
+            Self::new_unchecked(CpuOptions {
+                isa: Some(isa),
+                ..options
+            })
+        }
+    }
+
+    /// Like [`CpuDevice::new`] with an instruction set that is taken as it is, [`Isa::detect`]'s if not given.
+    ///
+    /// # Errors
+    /// Threads cannot be started.
+    ///
+    /// # Safety
+    /// This process can execute the instruction set: the machine has it, or its instructions are trapped and computed by
+    /// something else, as tests do for AMX.
+    pub unsafe fn new_unchecked(options: CpuOptions) -> Result<Self, DeviceError> {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
         let available = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let threads = options.threads.unwrap_or_else(available);
         let pool = Pool::new(threads).map_err(|error| DeviceError::Failed {

@@ -3,17 +3,19 @@
 
 use std::ops::Range;
 
+use galerne_core::dtype::DType;
+
 use super::elementwise::{Elementwise, elementwise};
 use super::exec::StepJob;
+use super::isa::Isa;
 use super::linear::{BLOCK, LinearIn, LinearOut, linear};
 use super::memory::Rect;
+use super::mixture::Part;
 use super::pool::{Poisoned, Worker};
-use super::quantize_rows::{QuantRows, QuantTile, quantize_row};
+use super::quantize_rows::{EIGHT, QuantRows, QuantTile, TILE_ROWS, quantize_row};
+use super::split_rows::{SplitRows, split_row};
 use crate::device::Precision;
 use crate::program::{Instr, View, WeightId};
-
-/// Rows whose quantized forms lie together: one worker's piece.
-const QUANT_ROWS: usize = 8;
 
 /// The fields of [`Instr::Linear`].
 #[derive(Clone, Copy)]
@@ -25,15 +27,36 @@ pub(super) struct LinearOp {
     pub(super) out: View,
 }
 
-/// Rows whose inputs stay in a core's second cache while all panels pass.
-fn chunk_rows(width: usize, quantized: bool) -> usize {
-    const BYTES: usize = 256 << 10;
+/// The forms in which a map's weights want its input, beside f32.
+#[derive(Clone, Copy)]
+struct Forms {
+    quantized: bool,
+    split: bool,
+}
+
+impl Forms {
+    fn any(self) -> bool {
+        self.quantized || self.split
+    }
+}
+
+/// Where rows are put in these forms.
+#[derive(Clone, Copy)]
+struct Prepared {
+    quant: Option<QuantRows>,
+    split: Option<SplitRows>,
+}
+
+/// Rows whose inputs stay in a core's second cache while all panels pass. Tiles want more rows to a panel, which is unpacked
+/// for them, and processors that have them have larger caches.
+fn chunk_rows(isa: Isa, width: usize, quantized: bool) -> usize {
+    let bytes = if isa == Isa::Amx { 1 << 20 } else { 256 << 10 };
     let row_bytes = if quantized {
-        width / BLOCK * size_of::<QuantTile>() / QUANT_ROWS
+        width / BLOCK * size_of::<QuantTile>() / TILE_ROWS
     } else {
         width * size_of::<f32>()
     };
-    (BYTES / row_bytes.max(1)).next_multiple_of(QUANT_ROWS)
+    (bytes / row_bytes.max(1)).next_multiple_of(TILE_ROWS)
 }
 
 impl StepJob {
@@ -47,23 +70,17 @@ impl StepJob {
     ) -> Result<(), Poisoned> {
         let x = self.rect(op.x);
         let parts = &self.loaded.matrices[op.weight.index()];
-        let quantized = self.loaded.options.precision == Precision::Auto
-            && parts.iter().any(|part| part.matrix.dtype.block_elements() > 1);
+        let forms = self.forms(parts);
         let mut input = None;
         if x.rows > self.loaded.own_rows {
-            input = Some(self.prepare_together(worker, at, x, quantized, prologue)?);
-        } else if prologue.is_none() && !quantized {
-            input = Some(LinearIn {
-                float: x,
-                quant: None,
-            });
+            input = Some(self.prepare_together(worker, at, x, forms, prologue)?);
         }
         let panels: usize = parts.iter().map(|part| part.matrix.panels()).sum();
-        let chunk = chunk_rows(x.width, quantized);
+        let chunk = chunk_rows(self.loaded.isa, x.width, forms.quantized);
         let chunks = x.rows.div_ceil(chunk);
         worker.run(self.ticket(at, 0), chunks * panels, |mut units| {
             // Only with a piece in hand: nobody else can then go on and overwrite what is read.
-            let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, quantized, prologue));
+            let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, forms, prologue));
             while !units.is_empty() {
                 let index = units.start / panels;
                 let end = units.end.min((index + 1) * panels);
@@ -79,50 +96,70 @@ impl StepJob {
         })
     }
 
+    fn forms(&self, parts: &[Part]) -> Forms {
+        let auto = self.loaded.options.precision == Precision::Auto;
+        let any = |wanted: fn(DType) -> bool| parts.iter().any(|part| wanted(part.matrix.dtype));
+        Forms {
+            quantized: auto && any(|dtype| dtype.block_elements() > 1),
+            split: auto && self.loaded.isa == Isa::Amx && any(|dtype| dtype == DType::Bf16),
+        }
+    }
+
     /// Every row once, whichever worker computes it.
     fn prepare_together(
         &self,
         worker: &Worker<'_>,
         at: usize,
         x: Rect,
-        quantized: bool,
+        forms: Forms,
         prologue: Option<&Instr>,
     ) -> Result<LinearIn, Poisoned> {
-        let quant = quantized.then(|| self.loaded.quant.rows(x.width));
-        if prologue.is_some() || quantized {
-            worker.run(self.ticket(at, 1), x.rows.div_ceil(QUANT_ROWS), |tiles| {
-                for row in tiles.start * QUANT_ROWS..(tiles.end * QUANT_ROWS).min(x.rows) {
+        let to = Prepared {
+            quant: forms.quantized.then(|| self.loaded.quant.rows(x.width)),
+            split: forms.split.then(|| self.loaded.split.rows(x.width)),
+        };
+        if prologue.is_some() || forms.any() {
+            worker.run(self.ticket(at, 1), x.rows.div_ceil(EIGHT), |pieces| {
+                for row in pieces.start * EIGHT..(pieces.end * EIGHT).min(x.rows) {
                     // SAFETY: each row is handed to one worker.
-                    unsafe { self.prepare(row, x, quant, prologue) };
+                    unsafe { self.prepare(row, x, to, prologue) };
                 }
             })?;
         }
-        Ok(LinearIn { float: x, quant })
+        Ok(self.input(worker, x, to))
     }
 
     /// All rows, in this worker's own room.
-    fn prepare_own(
-        &self,
-        worker: &Worker<'_>,
-        x: Rect,
-        quantized: bool,
-        prologue: Option<&Instr>,
-    ) -> LinearIn {
+    fn prepare_own(&self, worker: &Worker<'_>, x: Rect, forms: Forms, prologue: Option<&Instr>) -> LinearIn {
         let room = &self.loaded.workers[worker.index];
-        let quant = quantized.then(|| room.quant.rows(x.width));
+        let to = Prepared {
+            quant: forms.quantized.then(|| room.quant.rows(x.width)),
+            split: forms.split.then(|| room.split.rows(x.width)),
+        };
         let float = if prologue.is_some() { room.own_rows(x) } else { x };
-        for row in 0..x.rows {
-            // SAFETY: this worker's own room; what is read stays as it is while the worker holds a piece.
-            unsafe { self.prepare(row, float, quant, prologue) };
+        if prologue.is_some() || forms.any() {
+            for row in 0..x.rows {
+                // SAFETY: this worker's own room; what is read stays as it is while the worker holds a piece.
+                unsafe { self.prepare(row, float, to, prologue) };
+            }
         }
-        LinearIn { float, quant }
+        self.input(worker, float, to)
     }
 
-    /// Row `row` of the map's input: made by the prologue into `x`, then quantized.
+    fn input(&self, worker: &Worker<'_>, float: Rect, prepared: Prepared) -> LinearIn {
+        LinearIn {
+            float,
+            quant: prepared.quant,
+            split: prepared.split,
+            room: self.loaded.workers[worker.index].tiles(),
+        }
+    }
+
+    /// Row `row` of the map's input: made by the prologue into `x`, then put in other forms.
     ///
     /// # Safety
-    /// Nobody else touches the row of `x` (unless there is no prologue: then nobody writes it) or of `quant`.
-    unsafe fn prepare(&self, row: usize, x: Rect, quant: Option<QuantRows>, prologue: Option<&Instr>) {
+    /// Nobody else touches the row of `x` (unless there is no prologue: then nobody writes it) or of `to`.
+    unsafe fn prepare(&self, row: usize, x: Rect, to: Prepared, prologue: Option<&Instr>) {
         // SAFETY: by contract; views and widths were checked at load.
         unsafe {
             match prologue {
@@ -135,8 +172,11 @@ impl StepJob {
                 }
                 _ => {}
             }
-            if let Some(quant) = quant {
+            if let Some(quant) = to.quant {
                 quantize_row(self.loaded.isa, x, quant, row);
+            }
+            if let Some(split) = to.split {
+                split_row(self.loaded.isa, x, split, row);
             }
         }
     }

@@ -11,13 +11,21 @@ pub enum Isa {
     Avx512,
     /// The same with BF16, on machines where its dot product is faster than f32's.
     Avx512Bf16,
+    /// AVX-512 as before, and AMX with int8 and bf16 tiles.
+    Amx,
 }
 
 impl Isa {
     /// All, from least to most capable.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [
+        Self::Portable,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Bf16,
+        Self::Amx,
+    ];
 
-    /// The most capable one of this machine.
+    /// The most capable one of this machine. If that is AMX, the system has been asked to let this process use it.
     #[must_use]
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -30,7 +38,11 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni");
-            if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") && bf16_dot_is_fast() {
+            let bf16 = is_x86_feature_detected!("avx512bf16");
+            if avx2 && avx512 && bf16 && super::amx::available() {
+                return Self::Amx;
+            }
+            if avx2 && avx512 && bf16 && bf16_dot_is_fast() {
                 return Self::Avx512Bf16;
             }
             if avx2 && avx512 {
@@ -51,6 +63,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
     }
 }

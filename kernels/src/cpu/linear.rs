@@ -12,14 +12,20 @@ use std::ops::Range;
 use galerne_core::dtype::DType;
 
 use super::isa::Isa;
-use super::linear_grouped::{GroupedExact, GroupedInt8, Q4K, Q5_0, Q5_1, Q5K, Q6K};
+#[cfg(target_arch = "x86_64")]
+use super::linear_bf16_amx::linear_bf16_amx;
+use super::linear_grouped::{GroupedExact, Q4K, Q5_0, Q5_1, Q5K, Q6K};
+#[cfg(target_arch = "x86_64")]
+use super::linear_int8_amx::{linear_int8_amx, rows_in_tiles};
+use super::linear_integer::{Int8, Quantized};
 use super::linear_plain::{Bf16, F16, F32};
-use super::linear_q4_0::{Q4_0Exact, Q4_0Int8};
-use super::linear_q4_1::{Q4_1Exact, Q4_1Int8};
-use super::linear_q8_0::{Q8_0Exact, Q8_0Int8};
+use super::linear_q4_0::{Q4_0, Q4_0Exact};
+use super::linear_q4_1::{Q4_1, Q4_1Exact};
+use super::linear_q8_0::{Q8_0, Q8_0Exact};
 use super::memory::Rect;
 use super::quantize_rows::QuantRows;
 use super::simd::{Kernel, Simd, dispatch};
+use super::split_rows::SplitRows;
 use super::weights::{LANES, Matrix};
 
 /// Columns in one step of the inner loop.
@@ -67,18 +73,33 @@ pub(crate) struct LinearOut {
     pub(crate) accumulate: bool,
 }
 
-/// Activations in both forms; the quantized one if the device's precision allows it.
+/// A worker's own room for the tiles of a linear map, aligned to cache lines: see `linear_int8_amx`.
+#[derive(Clone, Copy)]
+pub(crate) struct TileRoom(pub(crate) *mut u8);
+
+impl TileRoom {
+    /// Bytes for the codes of a panel of `width` columns, each code a byte.
+    pub(crate) const fn size_bytes(width: usize) -> usize {
+        width.next_multiple_of(BLOCK) * LANES
+    }
+}
+
+/// Activations in all their forms; not those in f32 alone if the device's precision allows it.
 #[derive(Clone, Copy)]
 pub(crate) struct LinearIn {
     pub(crate) float: Rect,
     pub(crate) quant: Option<QuantRows>,
+    /// Only for [`Isa::Amx`].
+    pub(crate) split: Option<SplitRows>,
+    /// Without it tiles are not used for quantized weights.
+    pub(crate) room: Option<TileRoom>,
 }
 
-/// Computes the outputs of `panels` for the rows `rows`, the first of which is a multiple of 8.
+/// Computes the outputs of `panels` for the rows `rows`, the first of which is a multiple of 16.
 ///
 /// # Safety
-/// `isa` is the machine's; `input` has rows of `matrix.width` columns that nobody writes; `out` has as many
-/// rows and the matrix's columns, and nobody else touches the columns of these panels in these rows.
+/// `isa` is the machine's; `input` has rows of `matrix.width` columns that nobody writes, and room that nobody else uses,
+/// enough for `matrix.width`; `out` has as many rows and the matrix's columns, and nobody else touches the columns of these panels in these rows.
 pub(crate) unsafe fn linear(
     isa: Isa,
     matrix: &Matrix,
@@ -92,26 +113,77 @@ pub(crate) unsafe fn linear(
         base: input.float.base,
         stride: input.float.stride,
     };
-    match (matrix.dtype, input.quant) {
-        (DType::Q4_1, Some(x)) => run::<Q4_1Int8>(isa, matrix, panels, rows, x, out),
-        (DType::Q4_0, Some(x)) => run::<Q4_0Int8>(isa, matrix, panels, rows, x, out),
-        (DType::Q8_0 | DType::Iq4Nl, Some(x)) => run::<Q8_0Int8>(isa, matrix, panels, rows, x, out),
-        (DType::Q5_0, Some(x)) => run::<GroupedInt8<Q5_0>>(isa, matrix, panels, rows, x, out),
-        (DType::Q5_1, Some(x)) => run::<GroupedInt8<Q5_1>>(isa, matrix, panels, rows, x, out),
-        (DType::Q4K, Some(x)) => run::<GroupedInt8<Q4K>>(isa, matrix, panels, rows, x, out),
-        (DType::Q5K, Some(x)) => run::<GroupedInt8<Q5K>>(isa, matrix, panels, rows, x, out),
-        (DType::Q6K, Some(x)) => run::<GroupedInt8<Q6K>>(isa, matrix, panels, rows, x, out),
-        (DType::Q4_1, None) => run::<Q4_1Exact>(isa, matrix, panels, rows, float, out),
-        (DType::Q4_0, None) => run::<Q4_0Exact>(isa, matrix, panels, rows, float, out),
-        (DType::Q8_0 | DType::Iq4Nl, None) => run::<Q8_0Exact>(isa, matrix, panels, rows, float, out),
-        (DType::Q5_0, None) => run::<GroupedExact<Q5_0>>(isa, matrix, panels, rows, float, out),
-        (DType::Q5_1, None) => run::<GroupedExact<Q5_1>>(isa, matrix, panels, rows, float, out),
-        (DType::Q4K, None) => run::<GroupedExact<Q4K>>(isa, matrix, panels, rows, float, out),
-        (DType::Q5K, None) => run::<GroupedExact<Q5K>>(isa, matrix, panels, rows, float, out),
-        (DType::Q6K, None) => run::<GroupedExact<Q6K>>(isa, matrix, panels, rows, float, out),
-        (DType::F32, _) => run::<F32>(isa, matrix, panels, rows, float, out),
-        (DType::F16, _) => run::<F16>(isa, matrix, panels, rows, float, out),
-        (DType::Bf16, _) => run::<Bf16>(isa, matrix, panels, rows, float, out),
+    if let Some(x) = input.quant {
+        let job = Int8Job {
+            isa,
+            matrix,
+            panels: panels.clone(),
+            rows: rows.clone(),
+            x,
+            room: input.room,
+            out,
+        };
+        match matrix.dtype {
+            DType::Q4_1 => return job.run::<Q4_1>(),
+            DType::Q4_0 => return job.run::<Q4_0>(),
+            DType::Q8_0 | DType::Iq4Nl => return job.run::<Q8_0>(),
+            DType::Q5_0 => return job.run::<Q5_0>(),
+            DType::Q5_1 => return job.run::<Q5_1>(),
+            DType::Q4K => return job.run::<Q4K>(),
+            DType::Q5K => return job.run::<Q5K>(),
+            DType::Q6K => return job.run::<Q6K>(),
+            DType::F32 | DType::F16 | DType::Bf16 => {}
+        }
+    }
+    match matrix.dtype {
+        DType::Q4_1 => run::<Q4_1Exact>(isa, matrix, panels, rows, float, out),
+        DType::Q4_0 => run::<Q4_0Exact>(isa, matrix, panels, rows, float, out),
+        DType::Q8_0 | DType::Iq4Nl => run::<Q8_0Exact>(isa, matrix, panels, rows, float, out),
+        DType::Q5_0 => run::<GroupedExact<Q5_0>>(isa, matrix, panels, rows, float, out),
+        DType::Q5_1 => run::<GroupedExact<Q5_1>>(isa, matrix, panels, rows, float, out),
+        DType::Q4K => run::<GroupedExact<Q4K>>(isa, matrix, panels, rows, float, out),
+        DType::Q5K => run::<GroupedExact<Q5K>>(isa, matrix, panels, rows, float, out),
+        DType::Q6K => run::<GroupedExact<Q6K>>(isa, matrix, panels, rows, float, out),
+        DType::F32 => run::<F32>(isa, matrix, panels, rows, float, out),
+        DType::F16 => run::<F16>(isa, matrix, panels, rows, float, out),
+        DType::Bf16 => match input.split {
+            #[cfg(target_arch = "x86_64")]
+            Some(x) if isa == Isa::Amx => linear_bf16_amx(matrix, panels, rows, x, out),
+            _ => run::<Bf16>(isa, matrix, panels, rows, float, out),
+        },
+    }
+}
+
+/// A linear map of quantized weights and activations.
+struct Int8Job<'a> {
+    isa: Isa,
+    matrix: &'a Matrix,
+    panels: Range<usize>,
+    rows: Range<usize>,
+    x: QuantRows,
+    room: Option<TileRoom>,
+    out: LinearOut,
+}
+
+impl Int8Job<'_> {
+    /// In tiles where there are any and the rows fill them, else in vectors.
+    ///
+    /// # Safety
+    /// See [`linear`].
+    unsafe fn run<F: Quantized>(self) {
+        let Range { mut start, end } = self.rows;
+        #[cfg(target_arch = "x86_64")]
+        if let (Isa::Amx, Some(room)) = (self.isa, self.room) {
+            let tiled = start + rows_in_tiles(end - start);
+            if tiled > start {
+                let (panels, rows) = (self.panels.clone(), start..tiled);
+                linear_int8_amx::<F>(self.matrix, panels, rows, self.x, room, self.out);
+                start = tiled;
+            }
+        }
+        if start < end {
+            run::<Int8<F>>(self.isa, self.matrix, self.panels, start..end, self.x, self.out);
+        }
     }
 }
 
@@ -201,39 +273,45 @@ impl<D: PanelDot> LinearKernel<'_, D> {
             D::block::<S, M>(first, &self.x, row, width / BLOCK, rest, &mut sums);
         }
         for (m, sum) in sums.into_iter().enumerate() {
-            self.finish::<S>(sum, panel, row + m);
+            finish::<S>(self.matrix, &self.out, sum, panel, row + m);
         }
     }
+}
 
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, mut sum: S::F, panel: usize, row: usize) {
-        let first = panel * LANES;
-        let outputs = LANES.min(self.matrix.rows - first);
-        let to = self
-            .out
-            .rect
-            .base
-            .add(row * self.out.rect.stride + self.out.column + first);
-        if outputs == LANES {
-            if let Some(bias) = self.out.bias {
-                sum = S::add(sum, S::load(bias.add(first)));
-            }
-            if self.out.accumulate {
-                sum = S::add(sum, S::load(to));
-            }
-            S::store(to, sum);
-            return;
+/// Adds bias and what is there to a row's sums for a panel, as `out` says, and writes them.
+///
+/// # Safety
+/// As for [`linear`], of panel `panel` and row `row`.
+#[inline(always)]
+pub(crate) unsafe fn finish<S: Simd>(
+    matrix: &Matrix,
+    out: &LinearOut,
+    mut sum: S::F,
+    panel: usize,
+    row: usize,
+) {
+    let first = panel * LANES;
+    let outputs = LANES.min(matrix.rows - first);
+    let to = out.rect.base.add(row * out.rect.stride + out.column + first);
+    if outputs == LANES {
+        if let Some(bias) = out.bias {
+            sum = S::add(sum, S::load(bias.add(first)));
         }
-        let mut lanes = [0.0; LANES];
-        S::store(lanes.as_mut_ptr(), sum);
-        for (i, lane) in lanes.iter().enumerate().take(outputs) {
-            let with_bias = self.out.bias.map_or(*lane, |bias| lane + *bias.add(first + i));
-            *to.add(i) = if self.out.accumulate {
-                with_bias + *to.add(i)
-            } else {
-                with_bias
-            };
+        if out.accumulate {
+            sum = S::add(sum, S::load(to));
         }
+        S::store(to, sum);
+        return;
+    }
+    let mut lanes = [0.0; LANES];
+    S::store(lanes.as_mut_ptr(), sum);
+    for (i, lane) in lanes.iter().enumerate().take(outputs) {
+        let with_bias = out.bias.map_or(*lane, |bias| lane + *bias.add(first + i));
+        *to.add(i) = if out.accumulate {
+            with_bias + *to.add(i)
+        } else {
+            with_bias
+        };
     }
 }
 
@@ -246,16 +324,26 @@ pub(crate) unsafe fn broadcast<S: Simd>(x: &FloatRows, row: usize, column: usize
     S::splat(*x.base.add(row * x.stride + column))
 }
 
-/// The dot products of a block's 16 rows of nibbles with 32 activations.
+/// The codes of four lines of nibbles, 4 columns in each vector, in order.
 ///
 /// # Safety
-/// See [`PanelDot`].
+/// `lines` points to 256 bytes; see [`Simd`].
 #[inline(always)]
-pub(crate) unsafe fn nibbles_dot<S: Simd>(low: &[S::B; 4], high: &[S::B; 4], x: *const i8) -> S::F {
-    let mut dot = S::nibble_zero();
-    for c in 0..4 {
-        dot = S::nibble_dot(dot, low[c], x.add(4 * c));
-        dot = S::nibble_dot(dot, high[c], x.add(16 + 4 * c));
-    }
-    S::to_f(S::nibble_sum(dot))
+pub(crate) unsafe fn nibbles<S: Simd>(lines: *const u8) -> [S::B; 8] {
+    let line = [
+        S::load_bytes(lines),
+        S::load_bytes(lines.add(64)),
+        S::load_bytes(lines.add(128)),
+        S::load_bytes(lines.add(192)),
+    ];
+    [
+        S::low_nibbles(line[0]),
+        S::low_nibbles(line[1]),
+        S::low_nibbles(line[2]),
+        S::low_nibbles(line[3]),
+        S::high_nibbles(line[0]),
+        S::high_nibbles(line[1]),
+        S::high_nibbles(line[2]),
+        S::high_nibbles(line[3]),
+    ]
 }

@@ -17,15 +17,13 @@ use std::marker::PhantomData;
 use galerne_core::dtype::DType;
 use half::f16;
 
-use super::linear::{BLOCK, FloatRows, PanelDot, broadcast, nibbles_dot};
+use super::linear::{BLOCK, FloatRows, PanelDot, broadcast, nibbles};
+use super::linear_integer::{Codes, Numbers, Quantized};
 use super::memory::LINE_BYTES;
-use super::quantize_rows::{FINE, QuantRows, QuantTile};
 use super::simd::Simd;
 use super::weights::LANES;
 use crate::quant::groups::Group;
 
-/// Against activations in coarse and fine codes.
-pub(crate) struct GroupedInt8<F>(PhantomData<F>);
 /// Against f32 activations.
 pub(crate) struct GroupedExact<F>(PhantomData<F>);
 
@@ -215,13 +213,6 @@ fn join(lines: &mut [u8], line: usize, lane: usize, bits: u32) {
     }
 }
 
-/// A group's numbers in f32, each exact.
-struct Numbers<S: Simd> {
-    /// Scales of the first and of the last 16 columns.
-    d: [S::F; 2],
-    m: S::F,
-}
-
 /// The numbers of block `block` of a panel, and its lines.
 #[inline(always)]
 unsafe fn numbers<S: Simd, F: Format>(w: *const u8, block: usize) -> (Numbers<S>, *const u8) {
@@ -229,10 +220,7 @@ unsafe fn numbers<S: Simd, F: Format>(w: *const u8, block: usize) -> (Numbers<S>
     let w = w.add(block / layout.groups * layout.super_bytes());
     let g = block % layout.groups;
     let d = S::load_f16(w.cast());
-    let mut numbers = Numbers {
-        d: [d; 2],
-        m: S::splat(0.0),
-    };
+    let mut numbers = Numbers::new(d, S::splat(0.0));
     if F::LAYOUT.minimum {
         numbers.m = S::load_f16(w.add(2 * LANES).cast());
     }
@@ -252,22 +240,7 @@ unsafe fn numbers<S: Simd, F: Format>(w: *const u8, block: usize) -> (Numbers<S>
 /// The codes of a group, 4 columns in each vector, in order.
 #[inline(always)]
 unsafe fn codes<S: Simd, F: Format>(lines: *const u8) -> [S::B; 8] {
-    let line = [
-        S::load_bytes(lines),
-        S::load_bytes(lines.add(LINE_BYTES)),
-        S::load_bytes(lines.add(2 * LINE_BYTES)),
-        S::load_bytes(lines.add(3 * LINE_BYTES)),
-    ];
-    let mut codes = [
-        S::low_nibbles(line[0]),
-        S::low_nibbles(line[1]),
-        S::low_nibbles(line[2]),
-        S::low_nibbles(line[3]),
-        S::high_nibbles(line[0]),
-        S::high_nibbles(line[1]),
-        S::high_nibbles(line[2]),
-        S::high_nibbles(line[3]),
-    ];
+    let mut codes = nibbles::<S>(lines);
     if F::LAYOUT.upper == 1 {
         let bits = S::load_bytes(lines.add(4 * LINE_BYTES));
         for (k, code) in codes.iter_mut().enumerate() {
@@ -286,93 +259,25 @@ unsafe fn codes<S: Simd, F: Format>(lines: *const u8) -> [S::B; 8] {
     codes
 }
 
-impl<F: Format> PanelDot for GroupedInt8<F> {
-    type X = QuantRows;
+impl<F: Format> Quantized for F {
+    const CODES: Codes = if F::LAYOUT.upper == 0 {
+        Codes::Nibbles
+    } else {
+        Codes::Small
+    };
+    const OFFSET: i8 = F::LAYOUT.offset;
+    const HALVES: bool = F::LAYOUT.halves;
+    const MINIMUM: bool = F::LAYOUT.minimum;
+
     #[inline(always)]
-    unsafe fn block<S: Simd, const M: usize>(
-        w: *const u8,
-        x: &QuantRows,
-        row: usize,
-        block: usize,
-        _columns: usize,
-        sums: &mut [S::F; M],
-    ) {
-        let (numbers, lines) = numbers::<S, F>(w, block);
-        let codes = codes::<S, F>(lines);
-        let x = &*x.tile(row, block).cast_const();
-        let lane = row % 8;
-        for (r, sum) in sums.iter_mut().enumerate() {
-            let row = lane + r;
-            let starts = [x.half_sums[row], x.code_sums[row] - x.half_sums[row]].map(i32::from);
-            let dot = dot::<S, F>(&codes, &numbers, x.codes[row].as_ptr(), starts);
-            if F::LAYOUT.minimum {
-                *sum = S::fma(numbers.m, S::splat(x.sums[row]), *sum);
-            }
-            *sum = S::fma(dot, S::splat(x.scales[row]), *sum);
-        }
-        if x.is_fine::<M>(lane) {
-            fine::<S, F, M>(&codes, &numbers, x, lane, sums);
-        }
+    unsafe fn numbers<S: Simd>(w: *const u8, block: usize) -> Numbers<S> {
+        numbers::<S, F>(w, block).0
     }
-}
 
-/// Adds what the fine codes make, in the rows that have them.
-#[inline(always)]
-unsafe fn fine<S: Simd, F: Format, const M: usize>(
-    codes: &[S::B; 8],
-    numbers: &Numbers<S>,
-    x: &QuantTile,
-    lane: usize,
-    sums: &mut [S::F; M],
-) {
-    for (r, sum) in sums.iter_mut().enumerate() {
-        let row = lane + r;
-        if x.flags[row] == 0 {
-            continue;
-        }
-        let all = i32::from(x.fine_sums[row]);
-        let first = if F::LAYOUT.halves {
-            x.fine[row][..16].iter().map(|&code| i32::from(code)).sum()
-        } else {
-            0
-        };
-        let dot = dot::<S, F>(codes, numbers, x.fine[row].as_ptr(), [first, all - first]);
-        *sum = S::fma(dot, S::splat(x.scales[row] / FINE), *sum);
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(w: *const u8, block: usize) -> [S::B; 8] {
+        codes::<S, F>(numbers::<S, F>(w, block).1)
     }
-}
-
-/// Scale times the dot product of a group with 32 activations, of which `x_sums` are the sums of each half.
-#[inline(always)]
-unsafe fn dot<S: Simd, F: Format>(
-    codes: &[S::B; 8],
-    numbers: &Numbers<S>,
-    x: *const i8,
-    x_sums: [i32; 2],
-) -> S::F {
-    if F::LAYOUT.upper == 0 {
-        let (low, high) = (
-            [codes[0], codes[1], codes[2], codes[3]],
-            [codes[4], codes[5], codes[6], codes[7]],
-        );
-        return S::mul(numbers.d[0], nibbles_dot::<S>(&low, &high, x));
-    }
-    let offset = i32::from(F::LAYOUT.offset);
-    let [mut first, mut last] = x_sums.map(|sum| S::splat_i(offset * sum));
-    if !F::LAYOUT.halves {
-        first = S::splat_i(offset * (x_sums[0] + x_sums[1]));
-    }
-    for (c, code) in codes.iter().enumerate() {
-        if F::LAYOUT.halves && c >= 4 {
-            last = S::small_dot(last, *code, x.add(4 * c));
-        } else {
-            first = S::small_dot(first, *code, x.add(4 * c));
-        }
-    }
-    let dot = S::mul(numbers.d[0], S::to_f(first));
-    if F::LAYOUT.halves {
-        return S::fma(numbers.d[1], S::to_f(last), dot);
-    }
-    dot
 }
 
 impl<F: Format> PanelDot for GroupedExact<F> {

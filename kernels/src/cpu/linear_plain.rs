@@ -4,7 +4,7 @@
     reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
 )]
 
-use super::linear::{FloatRows, PanelDot, broadcast};
+use super::linear::{BLOCK, FloatRows, PanelDot, broadcast};
 use super::simd::Simd;
 use super::weights::LANES;
 
@@ -45,4 +45,31 @@ macro_rules! plain {
 
 plain!(F32, 4, load);
 plain!(F16, 2, load_f16);
-plain!(Bf16, 2, load_bf16);
+
+impl PanelDot for Bf16 {
+    type X = FloatRows;
+    #[inline(always)]
+    unsafe fn block<S: Simd, const M: usize>(
+        w: *const u8,
+        x: &FloatRows,
+        row: usize,
+        block: usize,
+        columns: usize,
+        sums: &mut [S::F; M],
+    ) {
+        let w = w.add(BLOCK * block * LANES * 2);
+        let mut part = [S::splat(0.0); M];
+        for pair in 0..columns.div_ceil(2) {
+            let both = S::widen_bf16(S::load_bytes(w.add(pair * LANES * 4)));
+            for (second, w) in both.into_iter().enumerate().take(columns - 2 * pair) {
+                let column = BLOCK * block + 2 * pair + second;
+                for (r, part) in part.iter_mut().enumerate() {
+                    *part = S::fma(w, broadcast::<S>(x, row + r, column), *part);
+                }
+            }
+        }
+        for (sum, part) in sums.iter_mut().zip(part) {
+            *sum = S::add(*sum, part);
+        }
+    }
+}

@@ -4,70 +4,32 @@
     reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
 )]
 
-use super::linear::nibbles_dot;
-use super::linear::{FloatRows, PanelDot, broadcast};
-use super::quantize_rows::{FINE, QuantRows};
+use super::linear::{FloatRows, PanelDot, broadcast, nibbles};
+use super::linear_integer::{Codes, Numbers, Quantized};
 use super::simd::Simd;
 
-/// Against activations in coarse and fine codes.
-pub(crate) struct Q4_0Int8;
+/// The format.
+pub(crate) struct Q4_0;
 /// Against f32 activations.
 pub(crate) struct Q4_0Exact;
 
 const LINES_BYTES: usize = 256;
 const PAIR_BYTES: usize = 64 + 2 * LINES_BYTES;
 
-impl PanelDot for Q4_0Int8 {
-    type X = QuantRows;
+impl Quantized for Q4_0 {
+    const CODES: Codes = Codes::Nibbles;
+    const MINIMUM: bool = true;
+
     #[inline(always)]
-    unsafe fn block<S: Simd, const M: usize>(
-        w: *const u8,
-        x: &QuantRows,
-        row: usize,
-        block: usize,
-        _columns: usize,
-        sums: &mut [S::F; M],
-    ) {
-        let w = w.add(block / 2 * PAIR_BYTES);
-        let d = S::load_f16(w.add(block % 2 * 32).cast());
-        let w = w.add(64 + block % 2 * LINES_BYTES);
-        let lines = [
-            S::load_bytes(w.add(0)),
-            S::load_bytes(w.add(64)),
-            S::load_bytes(w.add(128)),
-            S::load_bytes(w.add(192)),
-        ];
-        let low = [
-            S::low_nibbles(lines[0]),
-            S::low_nibbles(lines[1]),
-            S::low_nibbles(lines[2]),
-            S::low_nibbles(lines[3]),
-        ];
-        let high = [
-            S::high_nibbles(lines[0]),
-            S::high_nibbles(lines[1]),
-            S::high_nibbles(lines[2]),
-            S::high_nibbles(lines[3]),
-        ];
-        let x = x.tile(row, block);
-        let lane = row % 8;
-        let offset = S::mul(d, S::splat(-8.0));
-        for (r, sum) in sums.iter_mut().enumerate() {
-            let dot = nibbles_dot::<S>(&low, &high, (*x).codes[lane + r].as_ptr());
-            let scaled = S::mul(d, S::splat((*x).scales[lane + r]));
-            *sum = S::fma(offset, S::splat((*x).sums[lane + r]), *sum);
-            *sum = S::fma(dot, scaled, *sum);
-        }
-        if (*x).is_fine::<M>(lane) {
-            let d = S::mul(d, S::splat(1.0 / FINE));
-            for (r, sum) in sums.iter_mut().enumerate() {
-                if (*x).flags[lane + r] == 0 {
-                    continue;
-                }
-                let dot = nibbles_dot::<S>(&low, &high, (*x).fine[lane + r].as_ptr());
-                *sum = S::fma(dot, S::mul(d, S::splat((*x).scales[lane + r])), *sum);
-            }
-        }
+    unsafe fn numbers<S: Simd>(w: *const u8, block: usize) -> Numbers<S> {
+        let d = S::load_f16(w.add(block / 2 * PAIR_BYTES + block % 2 * 32).cast());
+        // In place of an offset of the codes: rounded sums of activations cancel their errors.
+        Numbers::new(d, S::mul(d, S::splat(-8.0)))
+    }
+
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(w: *const u8, block: usize) -> [S::B; 8] {
+        nibbles::<S>(w.add(block / 2 * PAIR_BYTES + 64 + block % 2 * LINES_BYTES))
     }
 }
 

@@ -3,17 +3,20 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use galerne_core::dtype::DType;
 use galerne_core::weights::WeightSource;
 
 use super::attention::AttentionScratch;
 use super::fuse::{Planned, plan, prologues};
 use super::isa::Isa;
 use super::kv::KvPool;
+use super::linear::TileRoom;
 use super::memory::{Arena, Memory, Rect};
 use super::mixture::{MixtureScratch, Part};
 use super::pool::Ticket;
 use super::quantize_rows::QuantBuffer;
 use super::rope::RopeTable;
+use super::split_rows::SplitBuffer;
 use super::weights::{Matrix, load_matrix};
 use crate::device::{DeviceError, KvSpec, LoadOptions, MemoryUse, Precision};
 use crate::layout::{Layout, RowsMax, place};
@@ -39,6 +42,8 @@ pub(crate) struct Loaded {
     pub(crate) tickets: [Vec<Ticket>; 2],
     /// For steps whose rows all workers quantize together.
     pub(crate) quant: QuantBuffer,
+    /// The same, split.
+    pub(crate) split: SplitBuffer,
     pub(crate) workers: Vec<WorkerRoom>,
     /// Rows up to which each worker prepares a linear map's input for itself.
     pub(crate) own_rows: usize,
@@ -56,6 +61,10 @@ pub(crate) struct WorkerRoom {
     rows: Memory,
     /// The same, quantized.
     pub(crate) quant: QuantBuffer,
+    /// The same, split.
+    pub(crate) split: SplitBuffer,
+    /// A panel's codes, unpacked for tiles.
+    tiles: Memory,
 }
 
 impl WorkerRoom {
@@ -66,6 +75,32 @@ impl WorkerRoom {
             base: self.rows.f32s(),
             stride: x.width,
             ..x
+        }
+    }
+
+    /// Room for the tiles of any quantized linear map of the program; `None` if tiles are not used for them.
+    pub(crate) fn tiles(&self) -> Option<TileRoom> {
+        (self.tiles.size_bytes() > 0).then(|| TileRoom(self.tiles.ptr()))
+    }
+}
+
+/// Widest inputs that are made ready for integers and for tiles; 0 where none is.
+#[derive(Clone, Copy)]
+struct Widths {
+    quant: usize,
+    split: usize,
+    tiles: usize,
+}
+
+impl Widths {
+    fn new(isa: Isa, precision: Precision, widest: usize, matrices: &[Vec<Part>]) -> Self {
+        let any = |wanted: fn(DType) -> bool| matrices.iter().flatten().any(|part| wanted(part.matrix.dtype));
+        let where_some = |some: bool| if some { widest } else { 0 };
+        let (auto, amx) = (precision == Precision::Auto, isa == Isa::Amx);
+        Self {
+            quant: where_some(auto),
+            split: where_some(auto && amx && any(|dtype| dtype == DType::Bf16)),
+            tiles: where_some(auto && amx && any(|dtype| dtype.block_elements() > 1)),
         }
     }
 }
@@ -121,17 +156,17 @@ impl Loaded {
             ..options.kv
         };
         let kv = KvPool::new(&program.layers, kv_spec)?;
-        let quant_width = match options.precision {
-            Precision::Auto => uses.quant_width,
-            Precision::F32 => 0,
-        };
+        let widths = Widths::new(isa, options.precision, uses.quant_width, &matrices);
         let own_rows = OWN_ROWS_TIMES_WORKERS / threads;
+        let rows = options.step_tokens_max.max(options.sequences_max);
         let workers = (0..threads).map(|_| {
             Ok(WorkerRoom {
                 attention: AttentionScratch::new(&program.layers)?,
                 mixture: MixtureScratch::new(uses.experts.max(1), uses.inner, uses.width)?,
                 rows: Memory::zeroed("linear inputs", own_rows * uses.quant_width * 4)?,
-                quant: QuantBuffer::new(own_rows.max(1), quant_width.max(uses.mixture_quant_width))?,
+                quant: QuantBuffer::new(own_rows.max(1), widths.quant.max(uses.mixture_quant_width))?,
+                split: SplitBuffer::new(own_rows, widths.split)?,
+                tiles: Memory::zeroed("unpacked weights", TileRoom::size_bytes(widths.tiles))?,
             })
         });
         let vector_bytes: usize = vectors.iter().map(|v| v.len() * 4).sum();
@@ -147,7 +182,8 @@ impl Loaded {
                 .collect::<Result<_, _>>()?,
             tickets: [tickets(program, threads), tickets(program, threads)],
             planned,
-            quant: QuantBuffer::new(options.step_tokens_max.max(options.sequences_max), quant_width)?,
+            quant: QuantBuffer::new(rows, widths.quant)?,
+            split: SplitBuffer::new(rows, widths.split)?,
             workers: workers.collect::<Result<_, DeviceError>>()?,
             own_rows,
             matrices,
@@ -175,13 +211,19 @@ impl Loaded {
     /// Bytes held.
     pub(crate) fn memory(&self) -> MemoryUse {
         let room = |w: &WorkerRoom| {
-            w.attention.size_bytes() + w.mixture.size_bytes() + w.rows.size_bytes() + w.quant.size_bytes()
+            w.attention.size_bytes()
+                + w.mixture.size_bytes()
+                + w.rows.size_bytes()
+                + w.quant.size_bytes()
+                + w.split.size_bytes()
+                + w.tiles.size_bytes()
         };
         MemoryUse {
             weight_bytes: self.weight_bytes,
             kv_bytes: self.kv.size_bytes(),
             workspace_bytes: self.buffers.size_bytes()
                 + self.quant.size_bytes()
+                + self.split.size_bytes()
                 + self.ropes.iter().map(RopeTable::size_bytes).sum::<usize>()
                 + self.workers.iter().map(room).sum::<usize>(),
         }

@@ -27,11 +27,15 @@ pub enum Arithmetic {
     Int8,
     /// Dot products of bf16, summed in f32.
     Bf16,
+    /// Products of tiles of bytes, in registers.
+    TileInt8,
+    /// Products of tiles of bf16, in registers.
+    TileBf16,
 }
 
 impl Arithmetic {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Int8, Self::Bf16];
+    pub const ALL: [Self; 5] = [Self::F32, Self::Int8, Self::Bf16, Self::TileInt8, Self::TileBf16];
 
     /// The name shown to operators.
     #[must_use]
@@ -40,6 +44,8 @@ impl Arithmetic {
             Self::F32 => "f32 multiply-add",
             Self::Int8 => "int8 dot product",
             Self::Bf16 => "bf16 dot product",
+            Self::TileInt8 => "int8 tile product",
+            Self::TileBf16 => "bf16 tile product",
         }
     }
 }

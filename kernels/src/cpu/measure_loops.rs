@@ -48,7 +48,7 @@ fn read_streams<const STREAMS: usize>(isa: Isa, bytes: &[u8]) -> u64 {
         Isa::Avx2 => unsafe { x86::sum_lines_avx2::<STREAMS>(lines) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { x86::sum_lines_avx512::<STREAMS>(lines) },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::sum_lines_avx512::<STREAMS>(lines) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => sum_lines::<STREAMS>(lines),
     }
@@ -72,7 +72,7 @@ fn sum_lines<const STREAMS: usize>(lines: &[Line]) -> u64 {
 pub(crate) fn arithmetic(arithmetic: Arithmetic, isa: Isa) -> Option<ArithmeticLoop> {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => x86::arithmetic(arithmetic, isa),
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => x86::arithmetic(arithmetic, isa),
         _ => (arithmetic == Arithmetic::F32).then_some(ArithmeticLoop {
             run: multiply_add,
             operations_per_loop: 2 * 4 * CHAINS,
@@ -98,6 +98,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
+    use super::super::amx::{self, Configured};
     use super::{Arithmetic, ArithmeticLoop, CHAINS, Isa, Line};
 
     /// In intrinsics, as below: what a compiler makes of a plain loop depends on the profile it is built with.
@@ -144,9 +145,42 @@ mod x86 {
         _mm512_reduce_add_epi64(all).cast_unsigned()
     }
 
+    /// Rounds of products of whole tiles in registers, or `None` if this is no arithmetic of tiles.
+    fn tiles(arithmetic: Arithmetic) -> Option<ArithmeticLoop> {
+        let (run, columns): (fn(usize) -> f32, usize) = match arithmetic {
+            // SAFETY: only called where the machine has AMX.
+            Arithmetic::TileInt8 => (|rounds| unsafe { tile_rounds(rounds, amx::rounds_int8) }, 64),
+            // SAFETY: as above.
+            Arithmetic::TileBf16 => (|rounds| unsafe { tile_rounds(rounds, amx::rounds_bf16) }, 32),
+            _ => return None,
+        };
+        Some(ArithmeticLoop {
+            run,
+            operations_per_loop: 2 * columns * amx::TILE_RESULTS * amx::ROUND_PRODUCTS,
+        })
+    }
+
+    /// # Safety
+    /// This process can execute AMX.
+    unsafe fn tile_rounds(rounds: usize, run: unsafe fn(usize)) -> f32 {
+        // SAFETY: by contract; nobody else uses this thread's tiles.
+        unsafe {
+            let _tiles = Configured::new(64);
+            run(rounds.max(1));
+        }
+        0.0
+    }
+
     pub(super) fn arithmetic(arithmetic: Arithmetic, isa: Isa) -> Option<ArithmeticLoop> {
         // Whatever the caller says: the loops below rely on this.
         let isa = isa.min(Isa::detect());
+        if isa == Isa::Amx
+            && let Some(tiles) = tiles(arithmetic)
+        {
+            return Some(tiles);
+        }
+        // Whatever has tiles has vectors too.
+        let isa = isa.min(Isa::Avx512Bf16);
         let (run, lanes): (fn(usize) -> f32, usize) = match (isa, arithmetic) {
             // SAFETY: the machine has at least AVX-512 F and VNNI.
             (Isa::Avx512 | Isa::Avx512Bf16, Arithmetic::F32) => (|rounds| unsafe { f32_avx512(rounds) }, 16),

@@ -163,7 +163,12 @@ impl Mixture<'_> {
                 if let Some(quant) = quant {
                     quantize_row(self.isa, x, quant, 0);
                 }
-                let input = LinearIn { float: x, quant };
+                let input = LinearIn {
+                    float: x,
+                    quant,
+                    split: None,
+                    room: None,
+                };
                 linear(
                     self.isa,
                     &part.matrix,

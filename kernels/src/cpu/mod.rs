@@ -1,6 +1,8 @@
 //! The CPU device. Kernels are written once over `simd` and compiled for plain Rust, AVX2 and AVX-512; the
-//! one in use is chosen at run time. Only `device` knows the engine's trait, only `exec` knows programs.
+//! one in use is chosen at run time. Only linear maps use AMX. Only `device` knows the engine's trait, only `exec` knows programs.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod attention_rows;
 mod device;
@@ -12,7 +14,12 @@ mod isa;
 mod kv;
 mod kv_element;
 mod linear;
+#[cfg(target_arch = "x86_64")]
+mod linear_bf16_amx;
 mod linear_grouped;
+#[cfg(target_arch = "x86_64")]
+mod linear_int8_amx;
+mod linear_integer;
 mod linear_plain;
 mod linear_q4_0;
 mod linear_q4_1;
@@ -38,6 +45,7 @@ mod simd_avx2;
 #[cfg(target_arch = "x86_64")]
 mod simd_avx512;
 mod simd_portable;
+mod split_rows;
 mod weights;
 
 pub use device::{CpuDevice, CpuOptions};

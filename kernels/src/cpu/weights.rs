@@ -7,7 +7,9 @@
 //!   columns `4 c ..` and its high nibbles columns `16 + 4 c ..`. `Q8_0`: line `c` holds columns `4 c .. 4 c + 4`,
 //!   each plus 128.
 //! - `Q4_K`, `Q5_K`, `Q6_K`, `Q5_0`, `Q5_1`: see `linear_grouped.rs`.
-//! - plain: for each column 16 elements.
+//! - `bf16`: for each two columns two elements of each of 16 rows, so that lane `r` of 4 bytes belongs to row `r` here too,
+//!   which is what tiles multiply. The columns are padded with zeros to a multiple of 32.
+//! - other plain ones: for each column 16 elements.
 //!
 //! One load then feeds 16 outputs, and activations are broadcast: the same for one row as for hundreds.
 
@@ -50,6 +52,7 @@ impl Matrix {
         };
         let panel_bytes = match GroupLayout::of(dtype) {
             Some(layout) => layout.panel_bytes(width),
+            None if dtype == DType::Bf16 => width.next_multiple_of(quant::BLOCK_ELEMENTS) * 2 * LANES,
             None => (dtype.row_bytes(width).unwrap_or(0) * LANES).next_multiple_of(LINE_BYTES),
         };
         let memory = arena.take("weights", panel_bytes * rows.div_ceil(LANES))?;
@@ -102,10 +105,9 @@ impl Matrix {
         // SAFETY: the panel's bytes are in the matrix's memory, which is written only while it is packed.
         let panel = unsafe { std::slice::from_raw_parts(self.panel(r / LANES), self.panel_bytes) };
         let lane = r % LANES;
-        let block_bytes = self.dtype.block_bytes() * LANES;
         if self.dtype.block_elements() == 1 {
-            for (out, column) in out.iter_mut().zip(panel.chunks_exact(block_bytes)) {
-                *out = plain_element(self.dtype, &column[lane * self.dtype.block_bytes()..]);
+            for (column, out) in out.iter_mut().enumerate() {
+                *out = plain_element(self.dtype, &panel[plain_at(self.dtype, column, lane)..]);
             }
             return;
         }
@@ -123,6 +125,13 @@ impl Matrix {
             quant::dequantize(self.dtype, stored, out);
         }
     }
+}
+
+/// Where a panel of a plain dtype has an element.
+const fn plain_at(dtype: DType, column: usize, lane: usize) -> usize {
+    let together = if matches!(dtype, DType::Bf16) { 2 } else { 1 };
+    let line = column / together * LANES + lane;
+    (line * together + column % together) * dtype.block_bytes()
 }
 
 fn plain_element(dtype: DType, bytes: &[u8]) -> f32 {
@@ -186,9 +195,8 @@ impl PanelLayout {
 fn pack_row(dtype: DType, row: &[u8], panel: &mut [u8], lane: usize) {
     let block_bytes = dtype.block_bytes();
     if dtype.block_elements() == 1 {
-        let columns = panel.chunks_exact_mut(block_bytes * LANES);
-        for (element, column) in row.chunks_exact(block_bytes).zip(columns) {
-            column[lane * block_bytes..][..block_bytes].copy_from_slice(element);
+        for (column, element) in row.chunks_exact(block_bytes).enumerate() {
+            panel[plain_at(dtype, column, lane)..][..block_bytes].copy_from_slice(element);
         }
         return;
     }

@@ -1,0 +1,319 @@
+//! AMX: whether this process may use tiles, how they are configured, and the products of tiles that kernels are made of.
+//! Knows no weights. Written as assembly, since Rust's intrinsics for it are not stable.
+//!
+//! A tile is up to 16 rows of up to 64 bytes. Tiles belong to a thread and keep their contents between instructions, so
+//! each function here loads what it multiplies and stores what comes out; only their shapes, the configuration, last.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::marker::PhantomData;
+
+/// Rows of a tile of activations and of results.
+pub(crate) const TILE_ROWS: usize = 16;
+/// Results of a product: 16 rows of 16.
+pub(crate) const TILE_RESULTS: usize = TILE_ROWS * 16;
+/// Bytes from one row of weights or results to the next.
+const LINE: usize = 64;
+
+/// Whether the processor has int8 and bf16 tiles and the system lets this process use them. Asks the system for it: tile
+/// registers are state that a process is given only on request, for all its threads.
+pub(crate) fn available() -> bool {
+    // Leaf 7: bf16 tiles, tiles, int8 tiles. Register XCR0: tile configurations and contents are saved.
+    const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    const STATE: u64 = 1 << 17 | 1 << 18;
+    if !is_x86_feature_detected!("xsave") || __cpuid_count(7, 0).edx & FEATURES != FEATURES {
+        return false;
+    }
+    // SAFETY: the machine has the instruction.
+    let saved = unsafe { _xgetbv(0) };
+    saved & STATE == STATE && is_permitted()
+}
+
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: changes only what this process may use; asking again does no harm.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// This thread's tiles have shapes; dropping it releases them, so that switches between threads do not save them.
+pub(crate) struct Configured(PhantomData<*const ()>);
+
+impl Configured {
+    /// Tiles 0 to 3 for results, 4 and 5 for activations of `columns` bytes, 6 and 7 for as many columns of weights.
+    ///
+    /// # Safety
+    /// This process can execute AMX instructions, and nobody else configures this thread's tiles while this lives.
+    pub(crate) unsafe fn new(columns: usize) -> Self {
+        let mut config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        for tile in 0..8 {
+            config.row_bytes[tile] = if tile / 2 == 2 {
+                columns as u16
+            } else {
+                LINE as u16
+            };
+            config.rows[tile] = if tile / 2 == 3 {
+                columns as u8 / 4
+            } else {
+                TILE_ROWS as u8
+            };
+        }
+        // SAFETY: by contract. The assembly may read memory, so the configuration is written before.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags));
+        };
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        // SAFETY: this thread's tiles were configured, so it can execute this too.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+macro_rules! product_int8 {
+    ($result:literal, $x:literal, $w:literal, $from:expr) => {{
+        let (x, x_stride, w, to) = $from;
+        asm!(
+            concat!("tilezero tmm", $result),
+            concat!("tileloadd tmm", $x, ", [{x} + {x_stride}]"),
+            concat!("tileloadd tmm", $w, ", [{w} + {line}]"),
+            concat!("tdpbssd tmm", $result, ", tmm", $x, ", tmm", $w),
+            concat!("tilestored [{to} + {line}], tmm", $result),
+            x = in(reg) x,
+            x_stride = in(reg) x_stride,
+            w = in(reg) w,
+            to = in(reg) to,
+            line = in(reg) LINE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, preserves_flags)
+        )
+    }};
+}
+
+/// `to[row][output] = sum over columns of x[row][column] w[output][column]`, in i32 for 16 rows and 16 outputs. The 16 rows
+/// of `x` are `x_stride` bytes apart; of `w` each line has four columns of 16 outputs. `slot`, from 0 to 3, should differ
+/// from that of the calls before: it chooses the registers.
+///
+/// # Safety
+/// Tiles are configured for the columns that `x` and `w` have; `to` has room for [`TILE_RESULTS`].
+#[inline(always)]
+pub(crate) unsafe fn product_int8(slot: usize, x: *const i8, x_stride: usize, w: *const u8, to: *mut i32) {
+    let from = (x, x_stride, w, to);
+    // SAFETY: by contract.
+    unsafe {
+        match slot {
+            0 => product_int8!("0", "4", "6", from),
+            1 => product_int8!("1", "5", "7", from),
+            2 => product_int8!("2", "4", "6", from),
+            _ => product_int8!("3", "5", "7", from),
+        }
+    }
+}
+
+/// Operands of [`product_bf16`].
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16Operands {
+    /// Steps of 32 columns.
+    pub(crate) steps: usize,
+    /// Two times 16 rows of activations: for each step a tile of their upper and one of their lower halves.
+    pub(crate) x: [*const u16; 2],
+    /// Two panels: for each step 16 lines of two columns of 16 outputs.
+    pub(crate) w: [*const u8; 2],
+}
+
+/// Code of one step that adds `x` to the results of one or two tiles of rows.
+macro_rules! step_bf16 {
+    (1, $offset:literal) => {
+        concat!(
+            "tileloadd tmm4, [{x0} + {line} + ",
+            $offset,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+        )
+    };
+    (2, $offset:literal) => {
+        concat!(
+            step_bf16!(1, $offset),
+            "tileloadd tmm5, [{x1} + {line} + ",
+            $offset,
+            "]\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+        )
+    };
+}
+
+macro_rules! product_bf16 {
+    ($row_tiles:tt, $operands:expr, $to:expr) => {{
+        let operands = $operands;
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm6, [{w0} + {line}]",
+            "tileloadd tmm7, [{w1} + {line}]",
+            step_bf16!($row_tiles, "0"),
+            step_bf16!($row_tiles, "1024"),
+            "add {w0}, 1024",
+            "add {w1}, 1024",
+            "add {x0}, 2048",
+            "add {x1}, 2048",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{to} + {line}], tmm0",
+            "tilestored [{to} + {line} + 1024], tmm1",
+            "tilestored [{to} + {line} + 2048], tmm2",
+            "tilestored [{to} + {line} + 3072], tmm3",
+            w0 = inout(reg) operands.w[0] => _,
+            w1 = inout(reg) operands.w[1] => _,
+            x0 = inout(reg) operands.x[0] => _,
+            x1 = inout(reg) operands.x[1] => _,
+            steps = inout(reg) operands.steps => _,
+            to = in(reg) $to,
+            line = in(reg) LINE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        )
+    }};
+}
+
+/// The sums over all steps of `x w`, in f32, to `to`: rows of the first `x` with both panels, then of the second if
+/// `row_tiles` is 2 (else zeros).
+///
+/// # Safety
+/// Tiles are configured for 64 bytes of columns; there is at least one step, and the operands have as many; `to` has room
+/// for four times [`TILE_RESULTS`].
+#[inline(always)]
+pub(crate) unsafe fn product_bf16(row_tiles: usize, operands: Bf16Operands, to: *mut f32) {
+    // SAFETY: by contract.
+    unsafe {
+        if row_tiles == 1 {
+            product_bf16!(1, operands, to);
+        } else {
+            product_bf16!(2, operands, to);
+        }
+    }
+}
+
+/// Products of each round of [`rounds_int8`] and [`rounds_bf16`].
+pub(crate) const ROUND_PRODUCTS: usize = 6;
+
+macro_rules! rounds {
+    ($name:ident, $product:literal, $what:literal) => {
+        #[doc = concat!("Multiplies tiles of ", $what, " that stay in registers, for so many rounds, at least one: six ")]
+        /// results that do not wait for each other.
+        ///
+        /// # Safety
+        /// Tiles are configured for 64 bytes of columns.
+        pub(crate) unsafe fn $name(rounds: usize) {
+            // SAFETY: by contract; nothing but tiles and the counter changes. Whatever tiles hold is multiplied.
+            unsafe {
+                asm!(
+                    "2:",
+                    concat!($product, " tmm0, tmm6, tmm7"),
+                    concat!($product, " tmm1, tmm6, tmm7"),
+                    concat!($product, " tmm2, tmm6, tmm7"),
+                    concat!($product, " tmm3, tmm6, tmm7"),
+                    concat!($product, " tmm4, tmm6, tmm7"),
+                    concat!($product, " tmm5, tmm6, tmm7"),
+                    "dec {rounds}",
+                    "jnz 2b",
+                    rounds = inout(reg) rounds => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, nomem)
+                );
+            }
+        }
+    };
+}
+
+rounds!(rounds_int8, "tdpbssd", "bytes");
+rounds!(rounds_bf16, "tdpbf16ps", "bf16");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::Isa;
+
+    #[test]
+    fn every_product_of_a_round_counts() {
+        if Isa::detect() != Isa::Amx && !galerne_amx_trap::install() {
+            return;
+        }
+        for run in [rounds_int8, rounds_bf16] {
+            let before = galerne_amx_trap::executed();
+            // SAFETY: AMX can be executed.
+            unsafe {
+                let _tiles = Configured::new(LINE);
+                run(3);
+            }
+            // Other tests may be at it too, but not fewer than this one.
+            let executed = galerne_amx_trap::executed() - before;
+            assert!(
+                executed > 3 * ROUND_PRODUCTS as u64 || Isa::detect() == Isa::Amx,
+                "{executed}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_slot_multiplies_with_registers_of_its_own() {
+        if Isa::detect() != Isa::Amx && !galerne_amx_trap::install() {
+            return;
+        }
+        for columns in [16, 32] {
+            let x: Vec<i8> = (0..TILE_ROWS * columns).map(|i| (i * 37 % 251) as i8).collect();
+            let w: Vec<u8> = (0..16 * columns).map(|i| (i * 91 % 253) as u8).collect();
+            let expected: Vec<i32> = (0..TILE_RESULTS)
+                .map(|at| {
+                    let (row, output) = (at / 16, at % 16);
+                    let product = |column: usize| {
+                        let w = w[column / 4 * LINE + 4 * output + column % 4].cast_signed();
+                        i32::from(x[row * columns + column]) * i32::from(w)
+                    };
+                    (0..columns).map(product).sum()
+                })
+                .collect();
+            for slot in 0..4 {
+                let mut got = vec![-1; TILE_RESULTS];
+                // SAFETY: AMX can be executed; the arrays are as long as the tiles.
+                unsafe {
+                    let _tiles = Configured::new(columns);
+                    product_int8(slot, x.as_ptr(), columns, w.as_ptr(), got.as_mut_ptr());
+                }
+                assert_eq!(got, expected, "slot {slot}, {columns} columns");
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! AMX kernels, on hardware that has it or with every instruction trapped and computed: the instructions themselves
+//! against the trap's arithmetic, integer linear maps against the vector kernels, bf16 ones against f64.
+#![cfg(target_arch = "x86_64")]
+#![expect(unsafe_code, reason = "instructions are executed one by one")]
+
+mod support;
+
+use std::arch::asm;
+
+use galerne_amx_trap::{ROW_BYTES, ROWS, Sign, Tiles};
+use galerne_core::dtype::DType;
+use galerne_core::graph::Rows;
+use galerne_core::ids::{BlockId, TokenId};
+use galerne_kernels::conformance::{Build, Numbers, Reference};
+use galerne_kernels::cpu::Isa;
+use galerne_kernels::device::{Device, KvDtype, KvSpec, LoadOptions, Precision, SequenceSlice, StepBatch};
+use galerne_kernels::program::Instr;
+use support::{device, has_amx};
+
+type Tile = [[u8; ROW_BYTES]; ROWS];
+
+/// Tiles 0 of 11 rows of 36 bytes, 1 of 11 of 52, 2 of 13 of 36.
+fn config() -> [u8; 64] {
+    let mut config = [0; 64];
+    config[0] = 1;
+    for (tile, (rows, bytes)) in [(11, 36), (11, 52), (13, 36)].into_iter().enumerate() {
+        config[16 + 2 * tile] = bytes;
+        config[48 + tile] = rows;
+    }
+    config
+}
+
+/// What an instruction makes of tiles 0, 1 and 2.
+macro_rules! executed {
+    ($instruction:literal, $tiles:expr) => {{
+        let (tiles, config, mut out): ([Tile; 3], _, Tile) = ($tiles, config(), [[0xee; ROW_BYTES]; ROWS]);
+        // SAFETY: AMX can be executed; rows are 64 bytes apart; nobody else uses this thread's tiles.
+        unsafe {
+            asm!(
+                "ldtilecfg [{config}]",
+                "tileloadd tmm0, [{c} + {line}]",
+                "tileloaddt1 tmm1, [{a} + 2 * {half_line}]",
+                "tileloadd tmm2, [{b} + {line}]",
+                concat!($instruction, " tmm0, tmm1, tmm2"),
+                "tilestored [{out} + {line}], tmm0",
+                "tilerelease",
+                config = in(reg) &raw const config,
+                c = in(reg) &raw const tiles[0],
+                a = in(reg) &raw const tiles[1],
+                b = in(reg) &raw const tiles[2],
+                out = in(reg) &raw mut out,
+                line = in(reg) ROW_BYTES,
+                half_line = in(reg) ROW_BYTES / 2,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _,
+                options(nostack)
+            );
+        }
+        out
+    }};
+}
+
+/// What the trap's arithmetic makes of the same.
+fn expected(from: &[Tile; 3], product: impl Fn(&mut Tiles)) -> Tile {
+    let (mut tiles, mut out) = (Tiles::new(), [[0xee; ROW_BYTES]; ROWS]);
+    tiles.configure(&config()).expect("a valid configuration");
+    for (tile, rows) in from.iter().enumerate() {
+        // SAFETY: 16 rows of 64 bytes.
+        unsafe { tiles.load(tile, |r| rows[r].as_ptr()).expect("a configured tile") };
+    }
+    product(&mut tiles);
+    let to = out.as_mut_ptr();
+    // SAFETY: as above.
+    unsafe { tiles.store(0, |r| to.add(r).cast()).expect("a configured tile") };
+    out
+}
+
+#[test]
+fn instructions_do_what_the_trap_computes() {
+    if !has_amx() {
+        return;
+    }
+    let mut numbers = Numbers::new(3);
+    for _ in 0..20 {
+        let tiles = [(); 3].map(|()| [(); ROWS].map(|()| [(); ROW_BYTES].map(|()| numbers.below(256) as u8)));
+        for (out, signs) in [
+            (executed!("tdpbssd", tiles), [Sign::Signed, Sign::Signed]),
+            (executed!("tdpbsud", tiles), [Sign::Signed, Sign::Unsigned]),
+            (executed!("tdpbusd", tiles), [Sign::Unsigned, Sign::Signed]),
+            (executed!("tdpbuud", tiles), [Sign::Unsigned, Sign::Unsigned]),
+        ] {
+            let expected = expected(&tiles, |t| t.dot_bytes(0, [1, 2], signs).expect("shapes fit"));
+            assert_eq!(out, expected, "{signs:?}");
+        }
+        // Exponents from 2^-20 to 2^20, and every mantissa: sums round, and nothing is infinite.
+        let mut bf16 = || {
+            let exponent = 107 + numbers.below(41) as u16;
+            let bits = (numbers.below(2) as u16) << 15 | exponent << 7 | numbers.below(128) as u16;
+            bits.to_le_bytes()
+        };
+        let mut pairs = || {
+            let mut tile = [[0; ROW_BYTES]; ROWS];
+            for pair in tile.as_flattened_mut().chunks_exact_mut(2) {
+                pair.copy_from_slice(&bf16());
+            }
+            tile
+        };
+        let tiles = [pairs(), pairs(), pairs()];
+        let expected = expected(&tiles, |t| t.dot_bf16(0, [1, 2]).expect("shapes fit"));
+        assert_eq!(executed!("tdpbf16ps", tiles), expected);
+    }
+}
+
+/// A linear map with bias that adds to what is there. Some rows of its input have outliers in some blocks of columns.
+fn linear(dtype: DType, inner: u32, outer: u32, seed: u64) -> Build {
+    let mut b = Build::new(seed);
+    let out = b.buffer(Rows::Tokens, outer);
+    b.input_into(out);
+    let x = b.input(inner);
+    let table = b.program.weights.last().expect("the input's table").parts[0].clone();
+    let mut values = b.weights.dequantized(&table);
+    for (token, row) in values.chunks_mut(inner as usize).enumerate() {
+        for block in row
+            .chunks_mut(32)
+            .skip(token % 3)
+            .step_by(3)
+            .filter(|_| token % 4 > 0)
+        {
+            block[token % block.len()] *= 30.0;
+        }
+    }
+    b.weights.insert(&table, DType::F32, &[50, inner.into()], &values);
+    let weight = b.matrix(dtype, outer, inner);
+    let bias = Some(b.vector(outer));
+    b.push(Instr::Linear {
+        x,
+        weight,
+        bias,
+        accumulate: true,
+        out,
+    });
+    b.program.output = out;
+    b
+}
+
+fn batch(rows: usize) -> StepBatch {
+    StepBatch {
+        tokens: (0..rows).map(|i| TokenId((i * 7 % 50) as u32)).collect(),
+        sequences: vec![SequenceSlice {
+            first_token: 0,
+            tokens: rows,
+            position: 0,
+            blocks: (0..rows.div_ceil(16) as u32).map(BlockId).collect(),
+        }],
+        output_rows: (0..rows).collect(),
+    }
+}
+
+fn output(device: &dyn Device, build: &Build, rows: usize) -> Vec<f32> {
+    let options = LoadOptions {
+        precision: Precision::Auto,
+        quantization: None,
+        kv: KvSpec {
+            blocks: 16,
+            block_tokens: 16,
+            dtype: KvDtype::default(),
+        },
+        step_tokens_max: 128,
+        sequences_max: 8,
+    };
+    let mut program = device
+        .load(&build.program, &build.weights, options)
+        .expect("load");
+    program.submit(&batch(rows)).expect("submit");
+    program.read_output().expect("output")
+}
+
+/// Integers are exact: tiles and vectors give the same bits. Outer widths are ragged, row counts on both sides of what tiles
+/// take, and inner widths those of several super-blocks.
+#[test]
+fn quantized_maps_have_the_vector_kernels_bits() {
+    let (Some(vectors), Some(tiles)) = (device(Isa::Avx512, 1), device(Isa::Amx, 2)) else {
+        return;
+    };
+    for dtype in DType::ALL.into_iter().filter(|dtype| dtype.block_elements() > 1) {
+        let widths: &[u32] = if dtype.block_elements() == 32 {
+            &[32, 96, 160]
+        } else {
+            &[256, 512]
+        };
+        for &inner in widths {
+            for rows in [11, 12, 16, 27, 28, 33] {
+                let build = linear(dtype, inner, 50, u64::from(inner));
+                let before = galerne_amx_trap::executed();
+                let (expected, got) = (output(&vectors, &build, rows), output(&tiles, &build, rows));
+                assert_eq!(expected, got, "{dtype} [{rows}, {inner}]");
+                // One row of tiles at least, in vain only where the machine has AMX itself.
+                let used = galerne_amx_trap::executed() > before || Isa::detect() == Isa::Amx;
+                assert!(used || rows < 12, "{dtype} [{rows}, {inner}]: no tiles");
+            }
+        }
+    }
+}
+
+/// Activations are split in two bf16, which keeps 17 bits: far closer to f64 than one would be, whose error is 2^-9.
+#[test]
+fn bf16_maps_are_as_close_as_split_activations_allow() {
+    let Some(tiles) = device(Isa::Amx, 2) else { return };
+    for (inner, outer) in [(1, 1), (7, 17), (33, 50), (64, 33), (320, 48)] {
+        let build = linear(DType::Bf16, inner, outer, u64::from(inner));
+        for rows in [1, 5, 16, 17, 32, 33, 70] {
+            let expected = Reference::new(&build.program, &build.weights, 16).step(&batch(rows));
+            let got = output(&tiles, &build, rows);
+            let size = expected
+                .iter()
+                .flatten()
+                .fold(1.0, |size: f64, v| size.max(v.abs()));
+            for (at, (expected, got)) in expected.iter().flatten().zip(got).enumerate() {
+                let difference = (expected - f64::from(got)).abs();
+                assert!(
+                    difference <= 2e-5 * size,
+                    "[{rows}, {inner}] x [{outer}, {inner}] at {at}: expected {expected}, got {got}"
+                );
+            }
+        }
+    }
+}
