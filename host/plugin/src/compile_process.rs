@@ -162,6 +162,8 @@ fn talk(
         let read = match socket.read(&mut part) {
             Ok(0) => return Ok(artifact),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(artifact),
+            // A process that was stopped and goes on; the time left is looked at again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             read => read?,
         };
         artifact.extend_from_slice(&part[..read]);
