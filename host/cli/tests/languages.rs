@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use common::author::{Author, ask, content};
-use common::{Host, http, root};
-use serde_json::{Value, json};
+use common::h3::{chunks, stream, streamed};
+use common::{Host, root};
+use serde_json::json;
 
 /// The component of a language's example, or `None` with a visible note: `cargo xtask languages` builds it.
 fn component(name: &str) -> Option<PathBuf> {
@@ -51,15 +52,9 @@ fn a_filter_in_python_refuses_and_masks() {
         let text = content(&answer);
         assert!(text.contains("*****") && !text.contains("Paris"), "{text}");
 
-        let body = json!({"model": "polite", "temperature": 0, "max_tokens": 24, "stream": true,
+        let body = json!({"model": "polite", "temperature": 0, "max_tokens": 24,
             "messages": [{"role": "user", "content": question}]});
-        let (_, events) = http(host, "POST", "/v1/chat/completions", &body.to_string());
-        let streamed: String = events
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok())
-            .filter_map(|chunk| Some(chunk["choices"][0]["delta"]["content"].as_str()?.to_owned()))
-            .collect();
-        assert_eq!(streamed, text);
+        assert_eq!(streamed(&chunks(&stream(host, &body).text())), text);
 
         let (status, answer) = ask(host, "polite", "Tell me about the Tiger.", &json!({}));
         let said = answer.to_string();

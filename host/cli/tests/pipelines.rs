@@ -2,11 +2,11 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use common::author::{Author, ask, content, guest};
-use common::{Host, MODEL, connect, http};
+use common::h3::{self, chunks, h3, streamed};
+use common::{Host, MODEL, http};
 use serde_json::{Value, json};
 
 fn deployment(name: &str, plugin: &str, more: &str) -> String {
@@ -136,26 +136,16 @@ fn an_agent_calls_the_deployments_tools() {
     );
 
     // Streamed, text and events come as chunks, and the stream ends as any other.
-    let body = json!({"model": "agent", "temperature": 0, "stream": true, "stream_options": {"include_usage": true},
+    let body = json!({"model": "agent", "temperature": 0, "stream_options": {"include_usage": true},
         "messages": [{"role": "user", "content": CALL}]});
-    let (_, text) = http(&host, "POST", "/v1/chat/completions", &body.to_string());
+    let text = h3::stream(&host, &body).text();
     assert!(
         text.contains("\"pipeline_events\":[{\"name\":\"tool-call\""),
         "{text}"
     );
-    assert!(
-        text.contains("\"finish_reason\":\"stop\"") && text.trim_end().ends_with("[DONE]"),
-        "{text}"
-    );
-    let chunks: Vec<Value> = text
-        .lines()
-        .filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())
-        .collect();
-    let streamed: String = chunks
-        .iter()
-        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str())
-        .collect();
-    assert_eq!(streamed, content(&answer));
+    assert!(text.contains("\"finish_reason\":\"stop\""), "{text}");
+    let chunks = chunks(&text);
+    assert_eq!(streamed(&chunks), content(&answer));
     let usage = chunks
         .iter()
         .find_map(|chunk| chunk["usage"]["completion_tokens"].as_u64());
@@ -166,7 +156,7 @@ fn an_agent_calls_the_deployments_tools() {
         assert_eq!(status, 400, "{answer}");
     }
     let body = json!({"model": "agent", "prompt": "hi"}).to_string();
-    let (status, text) = http(&host, "POST", "/v1/completions", &body);
+    let (status, text) = h3(&host, "POST", "/v1/completions", &body);
     assert!(status == 400 && text.contains("/v1/chat/completions"), "{text}");
 }
 
@@ -234,7 +224,7 @@ fn evil_pipelines_end_their_own_request_and_nothing_else() {
         let host = Host::start(author.data(), &["--isolation", isolation]);
         author.does(&host, &["plugin", "push", &file, "--name", "evil"]);
         // A neighbour's stream runs all the while.
-        let mut neighbour = stream(
+        let neighbour = stream(
             &host,
             &json!({"model": MODEL, "ignore_eos": true, "max_tokens": 60}),
         );
@@ -287,8 +277,7 @@ fn evil_pipelines_end_their_own_request_and_nothing_else() {
             32.0
         );
         assert!(metric(&host, "galerne_guest_limit{of=\"guest\",name=\"step_deadline\"}") > 0.0);
-        let mut text = String::new();
-        neighbour.read_to_string(&mut text).expect("it ends");
+        let text = neighbour.text();
         assert!(
             text.contains("\"finish_reason\":\"length\"") && !text.contains("\"error\""),
             "{text}"
@@ -296,19 +285,11 @@ fn evil_pipelines_end_their_own_request_and_nothing_else() {
     }
 }
 
-fn stream(host: &Host, body: &Value) -> std::net::TcpStream {
+/// A long story, streamed.
+fn stream(host: &Host, body: &Value) -> h3::Answer {
     let mut body = body.clone();
-    body["stream"] = json!(true);
     body["messages"] = json!([{"role": "user", "content": "Tell me a long story."}]);
-    let body = body.to_string();
-    let mut stream = connect(host);
-    let length = body.len();
-    write!(
-        stream,
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    )
-    .expect("send");
-    stream
+    h3::stream(host, &body)
 }
 
 #[test]
@@ -328,16 +309,15 @@ fn what_a_pipeline_leaves_behind_and_a_client_that_leaves_end_their_sequences() 
         &(deployment("best", "best-of-n", "") + "params = { n = 8 }\n"),
         &[],
     );
-    let gone = stream(
-        &host,
-        &json!({"model": "best", "ignore_eos": true, "max_tokens": 2000}),
-    );
-    let begin = Instant::now();
-    while metric(&host, "galerne_num_requests_running") < 8.0 {
-        assert!(begin.elapsed() < Duration::from_secs(20), "it never began");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    drop(gone);
+    let body = json!({"model": "best", "ignore_eos": true, "max_tokens": 2000,
+        "messages": [{"role": "user", "content": "Tell me a long story."}]});
+    h3::leaves(&host, &body, || {
+        let begin = Instant::now();
+        while metric(&host, "galerne_num_requests_running") < 8.0 {
+            assert!(begin.elapsed() < Duration::from_secs(20), "it never began");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
     falls_idle(&host);
 }
 

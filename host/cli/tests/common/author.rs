@@ -5,7 +5,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{Host, data, http, root};
+use super::h3::h3;
+use super::{Host, data, root};
 
 /// A data folder of this test's own, with the demo model in it.
 pub(crate) struct Author {
@@ -70,13 +71,14 @@ pub(crate) fn guest(name: &str) -> PathBuf {
     file
 }
 
+/// A chat completion over HTTP/3.
 pub(crate) fn ask(host: &Host, model: &str, content: &str, extra: &Value) -> (u16, Value) {
     let mut body =
         json!({"model": model, "temperature": 0, "messages": [{"role": "user", "content": content}]});
     for (name, value) in extra.as_object().expect("an object") {
         body[name] = value.clone();
     }
-    let (status, text) = http(host, "POST", "/v1/chat/completions", &body.to_string());
+    let (status, text) = h3(host, "POST", "/v1/chat/completions", &body.to_string());
     (
         status,
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")),

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 pub(crate) mod author;
+pub(crate) mod h3;
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -100,6 +101,8 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
 pub(crate) struct Host {
     child: Child,
     _alone: MutexGuard<'static, ()>,
+    /// Its data folder.
+    pub(crate) data: PathBuf,
     pub(crate) https: String,
     pub(crate) http: String,
     pub(crate) ready_after: Duration,
@@ -128,6 +131,7 @@ impl Host {
         let mut host = Self {
             child,
             _alone: alone,
+            data: data.to_owned(),
             https: String::new(),
             http: String::new(),
             ready_after: Duration::ZERO,
