@@ -1,31 +1,22 @@
-//! Plugins and deployments of a running host, as an author uses them: the command line over HTTP/3, clients over HTTP.
+//! Plugins and deployments of a running host, as an author uses them: the command line and clients over HTTP/3.
 
 mod common;
 
-use std::io::{Read as _, Write as _};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::author::{Author, ask, content, guest};
-use common::{Host, MODEL, connect, http, root};
+use common::h3::{self, begin, chunks, h3, stream, streamed};
+use common::{Host, MODEL, http, root};
 use serde_json::{Value, json};
 
 /// The version in the answer's header.
 fn version(host: &Host, model: &str) -> String {
     let body =
         json!({"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}).to_string();
-    let mut stream = connect(host);
-    let length = body.len();
-    write!(
-        stream,
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    )
-    .expect("send");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("read");
-    let header = answer
-        .lines()
-        .find_map(|line| line.strip_prefix("x-galerne-deployment: "));
-    header.unwrap_or_else(|| panic!("{answer}")).to_owned()
+    let answer = begin(host, "POST", "/v1/chat/completions", &body);
+    let header = answer.header("x-galerne-deployment");
+    header.expect("the version is told").to_owned()
 }
 
 const REDACTED: &str = r#"
@@ -64,20 +55,9 @@ fn a_pushed_filter_works_in_a_deployment() {
     assert_eq!(private["model"], "private");
 
     // Streamed, the same text comes out.
-    let body = json!({"model": "private", "temperature": 0, "stream": true, "messages": [{"role": "user", "content": question}]});
-    let (status, text) = http(&host, "POST", "/v1/chat/completions", &body.to_string());
-    assert_eq!(status, 200, "{text}");
-    let mut streamed = String::new();
-    for data in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
-        if let Ok(chunk) = serde_json::from_str::<Value>(data) {
-            streamed.push_str(
-                chunk["choices"][0]["delta"]["content"]
-                    .as_str()
-                    .unwrap_or_default(),
-            );
-        }
-    }
-    assert_eq!(streamed, content(&private));
+    let body =
+        json!({"model": "private", "temperature": 0, "messages": [{"role": "user", "content": question}]});
+    assert_eq!(streamed(&chunks(&stream(&host, &body).text())), content(&private));
 
     // What would show the text unfiltered is refused, and so is the way around the messages.
     for extra in [json!({"logprobs": true}), json!({"return_token_ids": true})] {
@@ -85,7 +65,7 @@ fn a_pushed_filter_works_in_a_deployment() {
         assert_eq!(status, 400, "{answer}");
     }
     let body = json!({"model": "private", "prompt": question}).to_string();
-    let (status, text) = http(&host, "POST", "/v1/completions", &body);
+    let (status, text) = h3(&host, "POST", "/v1/completions", &body);
     assert!(status == 400 && text.contains("/v1/chat/completions"), "{text}");
 
     let (_, listed) = http(&host, "GET", "/v1/models", "");
@@ -114,22 +94,13 @@ fn versions_switch_roll_back_and_survive_a_restart() {
         author.deploy(&host, &answers(400), &[]);
 
         // A stream that began with version 1 ends with it, whatever is deployed meanwhile.
-        let body = json!({"model": "short", "stream": true, "ignore_eos": true, "stream_options": {"include_usage": true},
-            "messages": [{"role": "user", "content": "Tell me a long story."}]})
-        .to_string();
-        let mut stream = connect(&host);
-        let length = body.len();
-        write!(
-            stream,
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-        )
-        .expect("send");
-        let mut first = [0; 64];
-        stream.read_exact(&mut first).expect("it begins");
+        let body = json!({"model": "short", "ignore_eos": true, "stream_options": {"include_usage": true},
+            "messages": [{"role": "user", "content": "Tell me a long story."}]});
+        let mut running = stream(&host, &body);
+        running.chunk().expect("it begins");
         author.deploy(&host, &answers(2), &[]);
         assert_eq!(version(&host, "short"), "short@2");
-        let mut rest = String::new();
-        stream.read_to_string(&mut rest).expect("it ends");
+        let rest = running.text();
         assert!(rest.contains("\"completion_tokens\":400"), "cut short: {rest}");
         let (_, answer) = ask(&host, "short", "Tell me a long story.", &json!({}));
         assert_eq!(answer["usage"]["completion_tokens"], 2, "{answer}");
@@ -255,7 +226,7 @@ fn a_deployments_sampler_and_limits_hold() {
         (400, &json!("sampler")),
         "{answer}"
     );
-    let (status, text) = http(
+    let (status, text) = h3(
         &host,
         "POST",
         "/v1/completions",
@@ -301,8 +272,8 @@ fn the_host_calls_a_deployments_tool_and_the_model_goes_on() {
     );
     assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
 
-    let body = json!({"model": "agent", "temperature": 0, "stream": true, "messages": [{"role": "user", "content": CALL}]});
-    let (_, text) = http(&host, "POST", "/v1/chat/completions", &body.to_string());
+    let body = json!({"model": "agent", "temperature": 0, "messages": [{"role": "user", "content": CALL}]});
+    let text = stream(&host, &body).text();
     let call = text.find("host_tool_calls").expect("the call is shown");
     assert!(
         text[call..].contains("144") && text.trim_end().ends_with("data: [DONE]"),
@@ -409,4 +380,78 @@ fn a_new_plugin_is_built_outside_the_repository_and_served() {
             "{isolation}"
         );
     }
+}
+
+#[test]
+fn what_guests_write_is_shown_to_who_holds_the_token() {
+    let Some(author) = Author::new() else { return };
+    let host = Host::start(author.data(), &[]);
+    for (file, name) in [("overreach", "chatty"), ("hostile-pipeline", "caller")] {
+        let file = guest(file).display().to_string();
+        author.does(&host, &["plugin", "push", &file, "--name", name]);
+    }
+    // A pipeline that has the tool write what each version says.
+    let writes = |text: &str, times: u32| {
+        let toml = format!(
+            "name = \"logged\"\nmodel = \"smollm2\"\n[[tools]]\nplugin = \"chatty\"\n[capabilities]\nlog = true\n\
+             http = [\"a.example\"]\nkv = true\nsecrets = [\"X\"]\n[pipeline]\nplugin = \"caller\"\nparams = {{ misbehave = \
+             \"call\", name = \"ask\", arguments = '{{\"do\": \"log\", \"text\": \"{text}\", \"times\": {times}}}' }}\n"
+        );
+        author.deploy(&host, &toml, &[]);
+        let (status, answer) = ask(&host, "logged", "hi", &json!({}));
+        assert_eq!((status, content(&answer)), (200, "done"), "{answer}");
+        answer["id"].as_str().expect("an id").to_owned()
+    };
+    let id = writes("hello\\nworld", 1);
+    let said = author.does(&host, &["logs", "logged"]);
+    let (time, rest) = said.split_once(' ').expect("a time");
+    assert_eq!(
+        (time.len(), rest),
+        (24, format!("info  chatty {id} hello\\nworld\n").as_str())
+    );
+
+    // Followed over HTTP/3, a line comes when it is written; too many in a second are dropped, and said to be.
+    let token = galerne::admin_token::load(author.data()).expect("the host made it");
+    let path = "/v1/admin/deployments/logged/logs";
+    let (status, text) = h3(&host, "GET", path, "");
+    assert!(status == 401 && text.contains("admin token"), "{text}");
+    let mut following = h3::authorized(&host, &format!("{path}?follow=true&lines=0"), &token);
+    writes("flood", 1_000);
+    let begin = Instant::now();
+    let mut text = String::new();
+    while text.matches("flood").count() < 90 {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{text}");
+        let chunk = following.chunk().expect("more comes");
+        text.push_str(std::str::from_utf8(&chunk).expect("text"));
+    }
+    assert!(
+        text.starts_with("id: logged-0\n") && text.contains("\"number\":2,"),
+        "{text}"
+    );
+    assert!(!text.contains("hello"), "{text}");
+    drop(following);
+    std::thread::sleep(Duration::from_secs(1));
+    writes("later", 1);
+    let said = author.does(&host, &["logs", "logged", "-n", "2"]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    let missing = lines[1].split(' ').nth(1).and_then(|count| count.parse().ok());
+    let missing: u32 = missing.unwrap_or_else(|| panic!("{said}"));
+    assert!(lines[0].contains(" flood") && missing > 100, "{said}");
+    assert!(
+        lines[1].contains("lines are missing")
+            && lines[2].contains(&format!(
+                " later [{missing} earlier lines of this deployment dropped"
+            )),
+        "{said}"
+    );
+    assert_eq!(
+        author.does(&host, &["logs", "logged", "--level", "warn", "-n", "1"]),
+        ""
+    );
+    let (done, said) = author.galerne(&host, &["logs", "nothing"]);
+    assert!(
+        !done && said.contains("no deployment \"nothing\" is live"),
+        "{said}"
+    );
 }

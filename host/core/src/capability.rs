@@ -4,6 +4,7 @@
 //! the same [`CapabilitySession`] over a wire.
 
 mod http_grant;
+mod log;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::filter::RequestInfo;
 use crate::pipeline::{PipelineAsk, PipelineReply};
 pub use http_grant::{HttpGrant, HttpGrantError, Scheme};
+pub use log::{LogLevel, LogLine, LogTail};
 
 /// What a deployment lets its guests do: its table `[capabilities]`. By default nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,20 +75,6 @@ impl From<SecretName> for String {
     fn from(name: SecretName) -> Self {
         name.0
     }
-}
-
-/// How much a log line matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// For whoever looks for a mistake.
-    Debug,
-    /// Worth knowing.
-    Info,
-    /// Something that should not be.
-    Warn,
-    /// Something failed.
-    Error,
 }
 
 /// An HTTP request of a guest. Nothing of it is checked yet.
@@ -210,6 +198,9 @@ pub trait Capabilities: Send + Sync {
 
     /// For one request: what is counted per request is counted here. `guest` is the guest's name.
     fn session(&self, guest: &str, info: &RequestInfo) -> Box<dyn CapabilitySession>;
+
+    /// What its guests wrote after the line of this number, as far as it is kept.
+    fn log_after(&self, number: u64) -> LogTail;
 }
 
 /// Answers the questions of one guest in one request.

@@ -64,7 +64,7 @@ mod tool;
 mod workers;
 
 pub use capability::kv::MemoryKv;
-pub use capability::log::{GuestLog, LogLine};
+pub use capability::log::GuestLog;
 pub use capability::service::{CapabilityParts, HostCapabilities};
 pub use cell::{CellError, cell};
 pub use compile_process::{CompileProcessError, compile_guest};

@@ -88,7 +88,7 @@ fn log_lines_are_kept_and_cannot_be_forged() {
     };
     evil.ask("log", "one\nERROR two\u{1b}[2J", 1)
         .expect("it is written");
-    let lines = evil.log.lines();
+    let lines = evil.log.after(0).lines;
     assert_eq!(lines.len(), 1);
     assert_eq!(
         (lines[0].guest.as_str(), lines[0].request.as_str()),
@@ -106,7 +106,7 @@ fn a_terabyte_of_logs() {
         Err(ToolError::Guest(error)) => is_limit(&error, "log lines of at most 262144 bytes per request"),
         other => panic!("expected a limit, got {other:?}"),
     }
-    let kept = evil.log.lines();
+    let kept = evil.log.after(0).lines;
     assert!(
         (100..=200).contains(&kept.len()),
         "{} lines: at most 100 in a second",
@@ -480,7 +480,7 @@ fn filters_log_too() {
     for text in ["one", "two"] {
         assert_eq!(session.on_text(Channel::Content, text), Ok(text.to_owned()));
     }
-    let lines: Vec<String> = log.lines().into_iter().map(|line| line.text).collect();
+    let lines: Vec<String> = log.after(0).lines.into_iter().map(|line| line.text).collect();
     assert_eq!(lines, ["one", "two"]);
     let error = load(r#"{"kv": true}"#).0.err().expect("not granted");
     is_link(&error, &["\"galerne:log/logging@0.1.0\" is not granted"]);

@@ -126,10 +126,23 @@ impl Client {
         mut headers: HeaderMap,
     ) -> Result<SseStream, ClientError> {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.events(Method::POST, path, headers, json.to_string().into())
+            .await
+    }
+
+    /// Sends any request and reads the answer as an event stream.
+    ///
+    /// # Errors
+    /// As [`Client::sse`].
+    pub async fn events(
+        &self,
+        method: Method,
+        path: &str,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<SseStream, ClientError> {
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
-        let response = self
-            .request(Method::POST, path, headers, json.to_string().into())
-            .await?;
+        let response = self.request(method, path, headers, body).await?;
         let content_type = response
             .headers
             .get(CONTENT_TYPE)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use galerne_core::capability::{Capabilities, CapabilityError};
+use galerne_core::capability::{Capabilities, CapabilityError, LogTail};
 use galerne_core::chat::ToolSpec;
 use galerne_core::deployment::{Deployment, DeploymentError, GuestUse};
 use galerne_core::guest::{
@@ -44,6 +44,8 @@ pub struct BoundTool {
 pub struct Live {
     /// What was published.
     pub published: Published,
+    /// What its guests may call.
+    pub capabilities: Arc<dyn Capabilities>,
     /// Instead of the request's own sampling.
     pub sampler: Option<Bound<dyn SamplerFactory>>,
     /// In the order of the request.
@@ -351,6 +353,16 @@ impl Deployments {
         Ok((record, published))
     }
 
+    /// What the guests of a live deployment wrote to its log after the line of this number, whatever its version. `None` if no
+    /// such deployment is live.
+    #[must_use]
+    pub fn log_after(&self, tenant: &str, name: &str, number: u64) -> Option<LogTail> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = table.get(&(tenant.to_owned(), name.to_owned())).cloned();
+        drop(table);
+        Some(entry?.stable.capabilities.log_after(number))
+    }
+
     /// Changes the traffic on disk and then for new requests, in this order: a crash between them loses nothing. The
     /// versions are loaded within the change, so that one that cannot be loaded changes nothing.
     fn route(
@@ -480,7 +492,7 @@ impl Deployments {
     fn load(&self, tenant: &str, published: Published) -> Result<Live, DeployError> {
         let deployment = &published.deployment;
         let capabilities = (self.capabilities)(tenant, deployment).map_err(DeployError::Capabilities)?;
-        let loader = self.loader.with_capabilities(capabilities);
+        let loader = self.loader.with_capabilities(Arc::clone(&capabilities));
         let loading = Loading {
             registry: &self.registry,
             loader: loader.as_ref(),
@@ -507,6 +519,7 @@ impl Deployments {
         };
         Ok(Live {
             published,
+            capabilities,
             sampler,
             filters,
             tools,

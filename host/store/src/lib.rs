@@ -19,6 +19,6 @@ pub mod registry;
 pub mod secrets;
 pub mod store;
 pub mod tensor_file;
-mod timestamp;
+pub mod timestamp;
 pub mod tokenizer;
 mod weights;

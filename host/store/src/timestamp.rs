@@ -3,14 +3,24 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// `2026-11-21T05:00:00Z`. A time before 1970 gives the epoch.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
-    let seconds = time
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs());
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
+    format!("{}Z", to_seconds(time))
+}
+
+/// `2026-11-21T05:00:00.250Z`. A time before 1970 gives the epoch.
+#[must_use]
+pub fn rfc3339_ms(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}.{:03}Z", to_seconds(time), since.subsec_millis())
+}
+
+fn to_seconds(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (second_of_day / 3_600, second_of_day / 60 % 60, second_of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
 }
 
 /// Year, month and day of the Gregorian calendar, by days since 1970-01-01, counting in eras of 400 years that

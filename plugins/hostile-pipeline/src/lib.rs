@@ -57,6 +57,14 @@ impl Pipeline for Hostile {
             "tools" => {
                 assert!(call_tool("rm", "{}").is_err());
             }
+            // Harms nobody: for tests that need a certain call.
+            "call" => {
+                let text = |name: &str| params[name].as_str().unwrap_or_default();
+                let answer =
+                    call_tool(text("name"), text("arguments")).unwrap_or_else(|error| format!("{error:?}"));
+                emit(&Delta::Content(answer));
+                return Ok(Finish::Stop);
+            }
             "leave" => {
                 // Ends while its outputs are on their way.
                 generations(&request, 8);

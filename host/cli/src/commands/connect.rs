@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use clap::Args;
 use galerne_server::client::Client;
 use galerne_server::client::connect::ClientOptions;
+use galerne_server::error::ClientError;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde_json::Value;
 
 use crate::admin_token;
@@ -96,6 +97,52 @@ impl AdminRequest {
 impl AdminArgs {
     /// Asks, and gives the answer's JSON; what the host refuses is an error in its words.
     pub(super) fn ask(&self, data: &DataArgs, request: AdminRequest) -> Result<Value> {
+        let (path, headers) = self.head(data, &request)?;
+        let (status, body) = runtime()?.block_on(async {
+            let client = Client::connect(self.server.options(data)?).await?;
+            let answer = client
+                .request(request.method, &path, headers, Bytes::from(request.body))
+                .await?;
+            let status = answer.status;
+            anyhow::Ok((status, answer.bytes(ANSWER_BYTES_MAX).await?))
+        })?;
+        let answer: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        if status.is_success() {
+            return Ok(answer);
+        }
+        Err(refused(&answer, status))
+    }
+
+    /// Asks, and gives each event's JSON to `take` as it comes, until the host ends.
+    pub(super) fn follow(
+        &self,
+        data: &DataArgs,
+        request: AdminRequest,
+        mut take: impl FnMut(Value) -> Result<()>,
+    ) -> Result<()> {
+        let (path, headers) = self.head(data, &request)?;
+        runtime()?.block_on(async {
+            let client = Client::connect(self.server.options(data)?).await?;
+            let events = client.events(request.method, &path, headers, Bytes::from(request.body));
+            let mut events = match events.await {
+                Err(ClientError::Status { status, body }) => {
+                    return Err(refused(&serde_json::from_str(&body).unwrap_or_default(), status));
+                }
+                events => events?,
+            };
+            while let Some(event) = events.next().await? {
+                let value: Value = serde_json::from_str(&event.data).context("read an event")?;
+                match value["error"]["message"].as_str() {
+                    Some(message) => bail!("{message}"),
+                    None => take(value)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Path and headers of a request.
+    fn head(&self, data: &DataArgs, request: &AdminRequest) -> Result<(String, HeaderMap)> {
         let token = match &self.admin_token {
             Some(token) => token.clone(),
             None => admin_token::load(&data.folder()?)?,
@@ -110,25 +157,20 @@ impl AdminArgs {
         for (name, value) in &request.query {
             path.push_str(&format!("&{name}={}", plain(value)?));
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let (status, body) = runtime.block_on(async {
-            let client = Client::connect(self.server.options(data)?).await?;
-            let answer = client
-                .request(request.method, &path, headers, Bytes::from(request.body))
-                .await?;
-            let status = answer.status;
-            anyhow::Ok((status, answer.bytes(ANSWER_BYTES_MAX).await?))
-        })?;
-        let answer: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        if status.is_success() {
-            return Ok(answer);
-        }
-        match answer["error"]["message"].as_str() {
-            Some(message) => bail!("{message}"),
-            None => bail!("the host answered {status}"),
-        }
+        Ok((path, headers))
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    Ok(builder.enable_all().build()?)
+}
+
+/// What the host refused, in its words.
+fn refused(answer: &Value, status: StatusCode) -> anyhow::Error {
+    match answer["error"]["message"].as_str() {
+        Some(message) => anyhow!("{message}"),
+        None => anyhow!("the host answered {status}"),
     }
 }
 

@@ -12,6 +12,7 @@ mod deploy;
 mod doctor;
 mod doctor_measure;
 mod gpu_check;
+mod logs;
 mod model;
 mod plugin;
 mod plugin_test;
@@ -72,6 +73,8 @@ enum Command {
     Deploy(deploy::DeployArgs),
     /// List a host's deployments, or show one
     Deployments(deploy::DeploymentsArgs),
+    /// Show what a deployment's guests wrote to their log
+    Logs(logs::LogsArgs),
     /// Give a deployment's canary all requests
     Promote(deploy::SwitchArgs),
     /// End a deployment's canary, or go back to the version before
@@ -113,6 +116,7 @@ impl Cli {
             Command::Secret(command) => secret::run(&self.data, command),
             Command::Deploy(args) => deploy::deploy(&self.data, &args),
             Command::Deployments(args) => deploy::deployments(&self.data, &args),
+            Command::Logs(args) => logs::run(&self.data, &args),
             Command::Promote(args) => deploy::promote(&self.data, &args),
             Command::Rollback(args) => deploy::rollback(&self.data, &args),
             Command::Watermark(args) => watermark::run(&self.data, &args),

@@ -4,23 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use galerne_core::capability::LogLevel;
+use galerne_core::capability::{LogLine, LogTail};
 use galerne_core::limits::CapabilityLimits;
-
-/// A line of a guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogLine {
-    /// When it was written, in milliseconds since 1970 UTC.
-    pub time_ms: u64,
-    /// How much it matters.
-    pub level: LogLevel,
-    /// Which guest wrote it.
-    pub guest: String,
-    /// For which request.
-    pub request: String,
-    /// Escaped and cut.
-    pub text: String,
-}
 
 /// The newest lines of one deployment, in memory.
 pub struct GuestLog {
@@ -35,6 +20,8 @@ struct State {
     second: Instant,
     in_second: u32,
     dropped: u64,
+    /// The number of the last line, dropped or not.
+    last: u64,
 }
 
 impl std::fmt::Debug for GuestLog {
@@ -57,25 +44,32 @@ impl GuestLog {
                 second: Instant::now(),
                 in_second: 0,
                 dropped: 0,
+                last: 0,
             }),
         }
     }
 
-    /// The lines kept, oldest first.
+    /// The lines kept whose numbers are above this one.
     #[must_use]
-    pub fn lines(&self) -> Vec<LogLine> {
+    pub fn after(&self, number: u64) -> LogTail {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.lines.iter().cloned().collect()
+        let first = state.lines.partition_point(|line| line.number <= number);
+        LogTail {
+            lines: state.lines.range(first..).cloned().collect(),
+            last: state.last,
+        }
     }
 
-    /// Keeps a line and says so, unless too many came within the second. The first line afterwards says how many
-    /// were dropped.
+    /// Numbers a line, keeps it and says so, unless too many came within the second. The first line afterwards says how
+    /// many were dropped.
     pub(crate) fn push(&self, now: Instant, mut line: LogLine) -> Option<LogLine> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(state.second) >= Duration::from_secs(1) {
             state.second = now;
             state.in_second = 0;
         }
+        state.last += 1;
+        line.number = state.last;
         if state.in_second >= self.per_second_max {
             state.dropped += 1;
             return None;
@@ -134,10 +128,13 @@ fn is_format(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use galerne_core::capability::LogLevel;
+
     use super::*;
 
-    fn line(text: &str) -> LogLine {
+    fn line(number: u64, text: &str) -> LogLine {
         LogLine {
+            number,
             time_ms: 0,
             level: LogLevel::Info,
             guest: "g".to_owned(),
@@ -174,20 +171,26 @@ mod tests {
         let log = log(2, 100);
         let now = Instant::now();
         for text in ["a", "b", "c"] {
-            assert!(log.push(now, line(text)).is_some());
+            assert!(log.push(now, line(0, text)).is_some());
         }
-        assert_eq!(log.lines(), [line("b"), line("c")]);
+        let tail = |number| (log.after(number).lines, log.after(number).last);
+        assert_eq!(tail(0), (vec![line(2, "b"), line(3, "c")], 3));
+        assert_eq!(tail(2), (vec![line(3, "c")], 3));
+        assert_eq!(tail(3), (vec![], 3));
+        assert_eq!(tail(9), (vec![], 3), "a number of an earlier start");
     }
 
     #[test]
     fn too_many_lines_in_a_second_are_dropped_and_counted() {
         let log = log(10, 2);
         let now = Instant::now();
-        let written = (0..5).filter(|_| log.push(now, line("a")).is_some()).count();
-        assert_eq!((written, log.lines().len()), (2, 2));
+        let written = (0..5).filter(|_| log.push(now, line(0, "a")).is_some()).count();
+        let tail = log.after(0);
+        assert_eq!((written, tail.lines.len(), tail.last), (2, 2, 5));
         let later = log
-            .push(now + Duration::from_secs(1), line("b"))
+            .push(now + Duration::from_secs(1), line(0, "b"))
             .expect("a new second");
+        assert_eq!(later.number, 6, "what was dropped was counted");
         assert_eq!(
             later.text,
             "b [3 earlier lines of this deployment dropped: at most 2 per second]"

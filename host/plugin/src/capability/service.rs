@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use galerne_core::capability::{
-    Ask, Capabilities, CapabilityError, CapabilitySession, Grants, HttpRequest, KvStore, LogLevel, Reply,
-    SecretName, SecretSource,
+    Ask, Capabilities, CapabilityError, CapabilitySession, Grants, HttpRequest, KvStore, LogLevel, LogLine,
+    LogTail, Reply, SecretName, SecretSource,
 };
 use galerne_core::filter::RequestInfo;
 use galerne_core::limits::CapabilityLimits;
 
-use crate::capability::log::{GuestLog, LogLine, escaped, time_ms};
+use crate::capability::log::{GuestLog, escaped, time_ms};
 use crate::http::HttpClient;
 
 /// What a [`HostCapabilities`] is made of.
@@ -73,6 +73,10 @@ impl Capabilities for HostCapabilities {
             http_calls: 0,
         })
     }
+
+    fn log_after(&self, number: u64) -> LogTail {
+        self.parts.log.after(number)
+    }
 }
 
 /// What one guest uses in one request.
@@ -128,6 +132,8 @@ impl Session {
             )));
         }
         let line = LogLine {
+            // Given when it is kept.
+            number: 0,
             time_ms: time_ms(),
             level,
             guest: self.guest.clone(),

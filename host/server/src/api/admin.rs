@@ -1,5 +1,7 @@
 //! `/v1/admin`: plugins and deployments of a tenant. Only for whoever holds the host's admin token.
 
+mod logs;
+
 use std::sync::Arc;
 
 use axum::Json;
@@ -29,6 +31,7 @@ pub(super) fn routes(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
         .route("/plugins/{name}", get(plugin))
         .route("/deployments", get(list).post(deploy))
         .route("/deployments/{name}", get(show))
+        .route("/deployments/{name}/logs", get(logs::logs))
         .route("/deployments/{name}/rollback", post(rollback))
         .route("/deployments/{name}/promote", post(promote))
         .layer(DefaultBodyLimit::max(state.limits().component_bytes_max))
