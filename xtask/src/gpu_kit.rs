@@ -34,11 +34,7 @@ pub(crate) fn run() -> Result<()> {
         return Err(missing.context("a kit without kernels is none"));
     }
     let root = workspace_root();
-    let mut build = Command::new(cargo());
-    build
-        .args(["build", "--release", "-p", "galerne"])
-        .current_dir(root);
-    successful(&mut build)?;
+    let galerne = demo::build_binary(demo::Profile::Release)?;
     let kit = root.join("target/gpu-kit");
     // What an older kit had must not be carried along.
     let _ = std::fs::remove_dir_all(&kit);
@@ -49,7 +45,7 @@ pub(crate) fn run() -> Result<()> {
     pack.args(["-c", PACK])
         .arg(kit.join("programs.tar.xz"))
         .arg(root.join("target/cuda-kernels/kernels.bin"));
-    let binary = ("galerne".to_owned(), root.join("target/release/galerne"));
+    let binary = ("galerne".to_owned(), galerne);
     for (name, program) in tests()?.into_iter().chain([binary]) {
         let out = stripped.join(name);
         successful(Command::new("strip").arg("-o").arg(&out).arg(program))?;

@@ -124,7 +124,7 @@ fn peers(args: &PeersArgs) -> Result<()> {
     std::fs::create_dir_all(&peers)?;
     guests::build_all()?;
     let context = Context {
-        galerne: demo::build_binary()?,
+        galerne: demo::build_binary(demo::Profile::Release)?,
         data: peers.join("data"),
         llama: build::llama(&peers)?,
         peers,
