@@ -72,8 +72,8 @@ pub(crate) unsafe fn linear_int8_amx<F: Quantized>(
         }
         for row in rows.clone().step_by(TILE_ROWS) {
             let sums = tile::<F>(w, room.0, &x, row, blocks);
-            for (r, sum) in sums.into_iter().enumerate().take(rows.end - row) {
-                finish::<S>(matrix, &out, sum, panel, row + r);
+            for (r, sum) in sums.iter().enumerate().take(rows.end - row) {
+                finish::<S>(matrix, &out, *sum, panel, row + r);
             }
         }
     }
@@ -147,7 +147,8 @@ unsafe fn multiply<F: Quantized>(
     }
 }
 
-/// Adds a block's scaled results, coarse and fine, to the sums.
+/// Adds a block's scaled results, coarse and fine, to the sums. Rows without fine codes have zeros there, which change
+/// nothing: to skip them would be a loop that keeps the sums out of registers.
 #[inline(always)]
 unsafe fn scale<F: Quantized>(
     w: *const u8,
@@ -166,10 +167,8 @@ unsafe fn scale<F: Quantized>(
         return;
     }
     for (r, sum) in sums.iter_mut().enumerate() {
-        let of = &x.numbers[r / EIGHT];
-        if of.flags[r % EIGHT] != 0 {
-            *sum = numbers.fine::<F>(dots::<F>(fine, r), of.scales[r % EIGHT], *sum);
-        }
+        let scale = x.numbers[r / EIGHT].scales[r % EIGHT];
+        *sum = numbers.fine::<F>(dots::<F>(fine, r), scale, *sum);
     }
 }
 
