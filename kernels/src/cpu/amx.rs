@@ -15,18 +15,23 @@ pub(crate) const TILE_RESULTS: usize = TILE_ROWS * 16;
 /// Bytes from one row of weights or results to the next.
 const LINE: usize = 64;
 
-/// Whether the processor has int8 and bf16 tiles and the system lets this process use them. Asks the system for it: tile
-/// registers are state that a process is given only on request, for all its threads.
+/// Whether this process may use int8 and bf16 tiles. Asks the system for it: tile registers are state that a process is
+/// given only on request, for all its threads.
 pub(crate) fn available() -> bool {
-    // Leaf 7: bf16 tiles, tiles, int8 tiles. Register XCR0: tile configurations and contents are saved.
-    const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    // Register XCR0: tile configurations and contents are saved.
     const STATE: u64 = 1 << 17 | 1 << 18;
-    if !is_x86_feature_detected!("xsave") || __cpuid_count(7, 0).edx & FEATURES != FEATURES {
-        return false;
-    }
     // SAFETY: the machine has the instruction.
-    let saved = unsafe { _xgetbv(0) };
-    saved & STATE == STATE && is_permitted()
+    in_processor()
+        && is_x86_feature_detected!("xsave")
+        && unsafe { _xgetbv(0) } & STATE == STATE
+        && is_permitted()
+}
+
+/// Whether the processor has int8 and bf16 tiles, whatever the system says.
+pub(crate) fn in_processor() -> bool {
+    // Leaf 7: bf16 tiles, tiles, int8 tiles.
+    const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    is_x86_feature_detected!("avx512f") && __cpuid_count(7, 0).edx & FEATURES == FEATURES
 }
 
 #[cfg(target_os = "linux")]

@@ -55,6 +55,16 @@ impl Isa {
         Self::Portable
     }
 
+    /// Whether the processor has AMX, which the system does not let this process use: kernels of Linux before 5.16, some
+    /// sandboxes and virtual machines.
+    #[must_use]
+    pub fn amx_is_refused() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return super::amx::in_processor() && !super::amx::available();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// The name shown to operators.
     #[must_use]
     pub const fn name(self) -> &'static str {

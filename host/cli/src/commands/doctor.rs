@@ -41,10 +41,15 @@ pub(super) fn run(data: &DataArgs, args: &DoctorArgs) -> Result<()> {
     }
     println!("version      {}", env!("CARGO_PKG_VERSION"));
     println!(
-        "cpu          {} with {} threads (detected: {})",
+        "cpu          {} with {} threads (detected: {}{})",
         info.isa,
         info.threads,
-        Isa::detect().name()
+        Isa::detect().name(),
+        if Isa::amx_is_refused() {
+            "; the system refuses amx"
+        } else {
+            ""
+        }
     );
     let memory = memory_bytes().map_or_else(
         || "unknown".to_owned(),
