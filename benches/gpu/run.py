@@ -92,7 +92,7 @@ def against_float64(tests):
     programs = sorted(tests.glob("cuda_*")) if tests else []
     if not programs:
         return [Section("float64", 0, [], "this kit has no tests of kernels")]
-    return [Section("float64 " + program.name.removeprefix("cuda_"), 40, [str(program)], environment=kernels(tests))
+    return [Section("float64 " + program.name.removeprefix("cuda_"), 60, [str(program)], environment=kernels(tests))
             for program in programs]
 
 
