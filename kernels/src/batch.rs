@@ -200,6 +200,20 @@ pub(crate) fn check_requests(requests: &[SampleRequest<'_>], rows: usize, width:
     }
 }
 
+/// Checks that each token of the next step, one of each sequence, is what one of these requests draws.
+pub(crate) fn check_drawn(requests: &[SampleRequest<'_>], next: &StepBatch, drawn: &[usize]) -> Checked {
+    let tokens = next.tokens.len();
+    if drawn.len() != tokens || next.sequences.len() != tokens {
+        let got = format!("{} of {} sequences", drawn.len(), next.sequences.len());
+        return batch_error("drawn", format!("{tokens}, one of each sequence"), got);
+    }
+    let draws = |request: &usize| requests.get(*request).is_some_and(|r| r.plan.candidates == 0);
+    match drawn.iter().find(|request| !draws(request)) {
+        Some(request) => batch_error("drawn", "requests that draw a token", request),
+        None => Ok(()),
+    }
+}
+
 /// Whether the mask has a word for every 32 of `width` tokens and allows one of them.
 fn fits(mask: &[u32], width: usize) -> bool {
     let (whole, rest) = (width / 32, width % 32);

@@ -4,6 +4,7 @@ use galerne_core::ids::{BlockId, TokenId};
 use galerne_core::sampling::{Candidate, SamplingPlan, TokenLogprobs};
 use galerne_core::weights::WeightSource;
 
+use crate::batch::check_drawn;
 use crate::program::Program;
 
 /// How exactly a device computes.
@@ -298,6 +299,27 @@ pub trait LoadedProgram: Send {
     /// The device failed.
     fn sample(&mut self, requests: &[SampleRequest<'_>]) -> Result<Vec<SampleOutcome>, DeviceError>;
 
+    /// Whether [`sample_and_submit`](Self::sample_and_submit) keeps the device busy where it would wait for the host otherwise.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Draws as [`sample`](Self::sample) does and starts the next step before anybody has seen what was drawn; returns the
+    /// outcomes while that step runs. Token `t` of the step is what request `drawn[t]` drew, whatever stands in
+    /// `next.tokens`; each sequence has one. No request asks for candidates. Steps and block copies run one after the other,
+    /// so that `next` may write to blocks that are given to another sequence as soon as this returns.
+    ///
+    /// # Errors
+    /// A batch that breaks its contract, or the device failed. What was drawn is lost.
+    fn sample_and_submit(
+        &mut self,
+        requests: &[SampleRequest<'_>],
+        next: &StepBatch,
+        drawn: &[usize],
+    ) -> Result<Vec<SampleOutcome>, DeviceError> {
+        sample_then_submit(self, requests, next, drawn)
+    }
+
     /// The last step's output rows, `[outputs, width]` row-major, f32. For tests, embeddings and measurements.
     ///
     /// # Errors
@@ -329,4 +351,23 @@ pub struct MemoryUse {
     pub kv_bytes: usize,
     /// Buffers and workspaces.
     pub workspace_bytes: usize,
+}
+
+/// [`LoadedProgram::sample_and_submit`] with the host in between.
+pub(crate) fn sample_then_submit<P: LoadedProgram + ?Sized>(
+    program: &mut P,
+    requests: &[SampleRequest<'_>],
+    next: &StepBatch,
+    drawn: &[usize],
+) -> Result<Vec<SampleOutcome>, DeviceError> {
+    check_drawn(requests, next, drawn)?;
+    let outcomes = program.sample(requests)?;
+    let mut next = next.clone();
+    for (token, request) in next.tokens.iter_mut().zip(drawn) {
+        if let SampleOutcome::Token { token: drawn, .. } = outcomes[*request] {
+            *token = drawn;
+        }
+    }
+    program.submit(&next)?;
+    Ok(outcomes)
 }

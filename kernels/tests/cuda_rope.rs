@@ -117,6 +117,7 @@ impl<'s> Tables<'s> {
             output_rows: none,
             first_rows: none,
             row_counts: none,
+            sources: none,
             blocks,
             blocks_stride: 3,
         }

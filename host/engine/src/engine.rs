@@ -1,7 +1,7 @@
 //! The engine as a pure state machine: sequences go in, steps and events come out, time is an argument.
 //! Knows no thread, no clock and no device; [`crate::handle`] drives it.
 //!
-//! One step: [`Engine::schedule`], then (while the device computes) [`Engine::ask_guests`], then
+//! One step: [`Engine::schedule`], unless [`Engine::schedule_next`] has been there before, then (while the device computes) [`Engine::ask_guests`], then
 //! [`Engine::settle_plans`], [`Engine::sample_requests`], [`Engine::complete`], [`Engine::settle_choices`] and
 //! [`Engine::settle_ahead`].
 
@@ -71,6 +71,8 @@ pub struct Engine {
     pub(crate) index: PrefixIndex,
     /// The step under way.
     pub(crate) entries: Option<Vec<Entry>>,
+    /// The step behind it, if it was put together already.
+    pub(crate) next_entries: Option<Vec<Entry>>,
     pub(crate) stats: EngineStats,
     /// Sequences that have left the queue for the first time, into the batch or to their end.
     pub(crate) left_queue: u64,
@@ -108,6 +110,7 @@ impl Engine {
             pool: BlockPool::new(admission.limits.blocks),
             index: PrefixIndex::default(),
             entries: None,
+            next_entries: None,
             stats: EngineStats::default(),
             left_queue: 0,
             choosing: Vec::new(),
@@ -162,7 +165,7 @@ impl Engine {
 
     /// Ends a sequence now, wherever it is; its blocks are free for the next step. Unknown ids are ignored.
     pub fn cancel(&mut self, now: Instant, id: SequenceId) {
-        // Safe in the middle of a step: blocks are only taken by `schedule`, when no step is under way.
+        // Safe in the middle of a step: whoever gets the blocks writes to them in a later one.
         if let Some(sequence) = self.remove(now, id) {
             sequence.finish(FinishReason::Cancelled, now);
         }
@@ -345,6 +348,7 @@ impl Engine {
         self.ask_ahead();
         let asked = [&self.choosing[..], &self.ahead].concat();
         self.flush_guests(&asked);
+        self.entries = self.next_entries.take();
         broken.map_or(Ok(()), Err)
     }
 
@@ -357,7 +361,7 @@ impl Engine {
 
     /// Fails every sequence.
     pub fn fail_all(&mut self, now: Instant, error: &SequenceError) {
-        self.entries = None;
+        (self.entries, self.next_entries) = (None, None);
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
             self.fail(now, id, error.clone());
         }

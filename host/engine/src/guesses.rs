@@ -26,7 +26,7 @@ impl Engine {
             let sequence = &self.sequences[&id];
             let room = sequence.blocks.len() * self.admission.limits.block_tokens;
             let free = room - (sequence.computed + tokens);
-            if free >= wanted || !self.take_block(draft, id) {
+            if free >= wanted || !self.take_block(&mut draft.zero, id) {
                 return wanted.min(free);
             }
         }

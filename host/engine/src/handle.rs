@@ -348,6 +348,11 @@ impl Shared {
         }
     }
 
+    /// Whether requests have come since the last [`Shared::take`].
+    pub(crate) fn has_submissions(&self) -> bool {
+        !self.mailbox().submitted.is_empty()
+    }
+
     /// Lets later calls of [`Shared::sleep`] sleep although the mailbox is not yet emptied: the runner is in
     /// the middle of a step and waits for guests only. [`Shared::take`] still finds everything.
     pub(crate) fn forget_wake(&self) {

@@ -4,6 +4,7 @@
 //! a device. Knows nothing of wasm, files, networks or async runtimes.
 
 pub mod admission;
+pub mod ahead;
 pub mod blocks;
 mod constraint;
 pub mod engine;

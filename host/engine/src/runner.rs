@@ -4,8 +4,9 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use galerne_kernels::device::{DeviceError, LoadedProgram};
+use galerne_kernels::device::{DeviceError, LoadedProgram, SampleOutcome};
 
+use crate::ahead::NextStep;
 use crate::engine::{Engine, Step};
 use crate::handle::{EngineOptions, Shared};
 use crate::request::SequenceError;
@@ -42,18 +43,19 @@ impl Runner {
         let _end = End(Arc::clone(&self.shared));
         loop {
             let closed = self.take_mail();
-            let step = self.engine.schedule(Instant::now());
+            let is_under_way = self.engine.is_under_way();
+            let step = (!is_under_way).then(|| self.engine.schedule(Instant::now()));
             // What was admitted or ended makes room in the queue as soon as it is known, not after the step.
             self.publish();
-            let Some(step) = step else {
+            if let Some(None) = step {
                 let _ = self.check(); // kept in the statistics
                 if self.engine.is_idle() && closed {
                     return;
                 }
                 self.shared.sleep(None);
                 continue;
-            };
-            if let Err(error) = self.step(&step) {
+            }
+            if let Err(error) = self.step(step.flatten().as_ref()) {
                 tracing::error!(%error, "the device failed; the engine stops");
                 self.shared.close();
                 self.engine
@@ -86,30 +88,16 @@ impl Runner {
         mail.closed
     }
 
-    /// Runs one step. The error is one after which the device cannot be used.
-    fn step(&mut self, step: &Step) -> Result<(), DeviceError> {
-        if !step.zero.is_empty() {
-            self.program.zero_blocks(&step.zero)?;
-        }
-        match self.program.submit(&step.batch) {
-            Ok(()) => {}
-            Err(error @ DeviceError::Failed { .. }) => return Err(error),
-            Err(error) => {
-                // Nothing was started: a host bug of this step only.
-                tracing::error!(%error, "bug: the device refused a step");
-                self.engine.fail_step(Instant::now(), &error);
-                return Ok(());
-            }
+    /// Runs one step, which the device may have begun already. The error is one after which the device cannot be used.
+    fn step(&mut self, step: Option<&Step>) -> Result<(), DeviceError> {
+        if let Some(step) = step
+            && !self.submit(step)?
+        {
+            return Ok(());
         }
         self.engine.ask_guests();
         self.settle_plans()?;
-        let requests = self.engine.sample_requests();
-        let outcomes = if requests.is_empty() {
-            self.program.wait()?;
-            Vec::new()
-        } else {
-            self.program.sample(&requests)?
-        };
+        let outcomes = self.sample()?;
         if let Err(error) = self.engine.complete(Instant::now(), outcomes) {
             tracing::error!(%error, "bug: the device's answer cannot be used");
         }
@@ -117,6 +105,41 @@ impl Runner {
         self.with_grace(grace, Engine::settle_choices);
         self.with_grace(grace.min(PROPOSAL_GRACE), Engine::settle_ahead);
         Ok(())
+    }
+
+    /// Draws the step's tokens and, where the device gains by it, submits the next step before they are known.
+    fn sample(&mut self) -> Result<Vec<SampleOutcome>, DeviceError> {
+        // Who has just come would wait for a step that does without it.
+        let may_run_ahead = self.program.runs_ahead() && !self.shared.has_submissions();
+        let next = may_run_ahead.then(|| self.engine.schedule_next()).flatten();
+        let requests = self.engine.sample_requests();
+        match next {
+            Some(NextStep { step, drawn }) => {
+                if !step.zero.is_empty() {
+                    self.program.zero_blocks(&step.zero)?;
+                }
+                self.program.sample_and_submit(&requests, &step.batch, &drawn)
+            }
+            None if requests.is_empty() => self.program.wait().map(|()| Vec::new()),
+            None => self.program.sample(&requests),
+        }
+    }
+
+    /// Starts a step. Whether it was started.
+    fn submit(&mut self, step: &Step) -> Result<bool, DeviceError> {
+        if !step.zero.is_empty() {
+            self.program.zero_blocks(&step.zero)?;
+        }
+        match self.program.submit(&step.batch) {
+            Ok(()) => Ok(true),
+            Err(error @ DeviceError::Failed { .. }) => Err(error),
+            Err(error) => {
+                // Nothing was started: a host bug of this step only.
+                tracing::error!(%error, "bug: the device refused a step");
+                self.engine.fail_step(Instant::now(), &error);
+                Ok(false)
+            }
+        }
     }
 
     /// Takes the step's plans. If all come while the device computes, sampling follows the step at once; for the others the

@@ -159,6 +159,16 @@ impl Sampler {
             .and_then(|active| active.plan.forced.get(active.used_steps).copied())
     }
 
+    /// Whether this plan draws the next token and the one behind it, without having to know the first.
+    pub(crate) fn draws_the_next_too(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| {
+            let (plan, used) = (&active.plan, active.used_steps);
+            let valid = plan.valid_steps as usize;
+            let knows_no_token = plan.candidates == 0 && !plan.has_penalties() && plan.guesses().is_empty();
+            knows_no_token && used >= plan.forced.len() && (valid == 0 || used + 2 <= valid)
+        })
+    }
+
     /// What the plan in force believes to follow the last token, as far as it draws there.
     pub(crate) fn guesses(&self) -> &[TokenId] {
         self.active.as_ref().map_or(&[], ActivePlan::guesses)

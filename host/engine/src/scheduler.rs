@@ -14,7 +14,7 @@ pub(crate) struct Draft {
     /// Tokens that still fit.
     pub(crate) budget: usize,
     pub(crate) planned: Vec<Planned>,
-    zero: Vec<BlockId>,
+    pub(crate) zero: Vec<BlockId>,
     /// Whether some sequence had to give up its blocks.
     pub(crate) preempted: bool,
 }
@@ -190,7 +190,7 @@ impl Engine {
             if sequence.blocks.len() * block_tokens >= sequence.computed + tokens {
                 return true;
             }
-            if self.take_block(draft, id) {
+            if self.take_block(&mut draft.zero, id) {
                 continue;
             }
             let youngest = self.running[self.running.len() - 1];
@@ -201,8 +201,8 @@ impl Engine {
         }
     }
 
-    /// Gives a sequence one more block, if one is free.
-    pub(crate) fn take_block(&mut self, draft: &mut Draft, id: SequenceId) -> bool {
+    /// Gives a sequence one more block, if one is free; notes it in `zero` if it must be zeroed.
+    pub(crate) fn take_block(&mut self, zero: &mut Vec<BlockId>, id: SequenceId) -> bool {
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return false;
         };
@@ -214,7 +214,7 @@ impl Engine {
             self.index.remove(taken.block);
         }
         if taken.needs_zero {
-            draft.zero.push(taken.block);
+            zero.push(taken.block);
         }
         true
     }

@@ -17,6 +17,8 @@ pub struct EngineStats {
     pub blocks_used: usize,
     /// Steps run.
     pub steps: u64,
+    /// Of these, submitted before the tokens of the step before were known.
+    pub steps_ahead: u64,
     /// Times a sequence gave up its blocks to be computed again.
     pub preemptions: u64,
     /// Prompt tokens computed, recomputation after a preemption included.

@@ -6,17 +6,18 @@ mod support;
 
 use std::sync::Arc;
 
-use galerne_core::ids::{BlockId, TokenId};
+use galerne_core::ids::{BlockId, TenantId, TokenId};
 use galerne_core::sampling::SamplingPlan;
 use galerne_core::validate::ValidGraph;
-use galerne_cuda_shim::Shim;
+use galerne_cuda_shim::{Lazy, Shim};
 use galerne_engine::handle::{EngineHandle, EngineOptions, start};
 use galerne_engine::lowering::lower;
 use galerne_engine::request::{Request, Sampling};
 use galerne_kernels::cpu::{CpuDevice, CpuOptions};
 use galerne_kernels::cuda::CudaDevice;
 use galerne_kernels::device::{
-    Device, KvDtype, KvSpec, LoadOptions, LoadedProgram, Precision, SequenceSlice, StepBatch,
+    Device, DeviceError, KvDtype, KvSpec, LoadOptions, LoadedProgram, MemoryUse, Precision, SampleOutcome,
+    SampleRequest, SequenceSlice, StepBatch,
 };
 
 use proptest::prelude::*;
@@ -69,10 +70,12 @@ fn families() -> [(&'static str, Family); 6] {
 enum On {
     Cpu,
     CudaShim,
+    /// The same, but nothing runs before it is waited for, as on a GPU that is busy.
+    CudaLazy,
 }
 
 impl On {
-    const ALL: [Self; 2] = [Self::Cpu, Self::CudaShim];
+    const ALL: [Self; 3] = [Self::Cpu, Self::CudaShim, Self::CudaLazy];
 
     fn device(self) -> Box<dyn Device> {
         match self {
@@ -85,6 +88,9 @@ impl On {
             }
             Self::CudaShim => {
                 Box::new(CudaDevice::new(Arc::new(Shim::new(3))).expect("the shim always opens"))
+            }
+            Self::CudaLazy => {
+                Box::new(CudaDevice::new(Arc::new(Lazy::new(4))).expect("the shim always opens"))
             }
         }
     }
@@ -264,18 +270,20 @@ fn engine_with_steps(
     weights: &Weights,
     (blocks, step_tokens): (usize, usize),
 ) -> EngineHandle {
-    let limits = limits(blocks, BLOCK_TOKENS, step_tokens, 4);
+    start_with(load(on, graph, weights, blocks), graph, (blocks, step_tokens))
+}
+
+fn start_with(
+    program: Box<dyn LoadedProgram>,
+    graph: &ValidGraph,
+    (blocks, step_tokens): (usize, usize),
+) -> EngineHandle {
     let options = EngineOptions {
-        limits,
+        limits: limits(blocks, BLOCK_TOKENS, step_tokens, 4),
         check_integrity: true,
         ..EngineOptions::default()
     };
-    start(
-        load(on, graph, weights, blocks),
-        VOCABULARY,
-        graph.graph().context_tokens_max,
-        options,
-    )
+    start(program, VOCABULARY, graph.graph().context_tokens_max, options)
 }
 
 /// Submits all prompts at once; their greedy tokens.
@@ -285,6 +293,11 @@ fn generate(engine: &EngineHandle, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
 
 /// Submits all requests at once; their tokens.
 fn generate_all(engine: &EngineHandle, requests: impl Iterator<Item = Request>) -> Vec<Vec<u32>> {
+    submit_all(engine, requests).iter().map(Record::tokens).collect()
+}
+
+/// Submits all requests at once and waits for their ends.
+fn submit_all(engine: &EngineHandle, requests: impl Iterator<Item = Request>) -> Vec<Record> {
     let submit = |request: Request| {
         let record = Record::default();
         engine.submit(request, record.sink()).expect("accepted");
@@ -296,7 +309,7 @@ fn generate_all(engine: &EngineHandle, requests: impl Iterator<Item = Request>) 
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     engine.check_integrity().expect("sound");
-    records.iter().map(Record::tokens).collect()
+    records
 }
 
 #[test]
@@ -319,6 +332,8 @@ fn generations(on: On) {
     let tight = engine(on, &graph, &weights, 7);
     let preempted = generate(&tight, &prompts);
     assert!(tight.stats().preemptions > 0, "{:?}", tight.stats());
+    let runs_ahead = !matches!(on, On::Cpu);
+    assert_eq!(roomy.stats().steps_ahead > 0, runs_ahead, "{:?}", roomy.stats());
     for (i, prompt) in prompts.iter().enumerate() {
         let alone = engine(on, &graph, &weights, 64);
         let single = generate(&alone, std::slice::from_ref(prompt)).remove(0);
@@ -338,7 +353,7 @@ fn generations(on: On) {
 
 #[test]
 fn guesses_change_no_token_and_save_steps() {
-    On::ALL.into_iter().for_each(guesses);
+    [On::Cpu, On::CudaLazy].into_iter().for_each(guesses);
 }
 
 fn guesses(on: On) {
@@ -388,6 +403,80 @@ fn guesses(on: On) {
         guessing_steps + accepted / 2 < plain_steps,
         "{on:?}: {guessing_steps} steps"
     );
+}
+
+/// A program that does not run ahead.
+struct InTurn(Box<dyn LoadedProgram>);
+
+impl LoadedProgram for InTurn {
+    fn submit(&mut self, batch: &StepBatch) -> Result<(), DeviceError> {
+        self.0.submit(batch)
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        self.0.wait()
+    }
+
+    fn sample(&mut self, requests: &[SampleRequest<'_>]) -> Result<Vec<SampleOutcome>, DeviceError> {
+        self.0.sample(requests)
+    }
+
+    fn read_output(&mut self) -> Result<Vec<f32>, DeviceError> {
+        self.0.read_output()
+    }
+
+    fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), DeviceError> {
+        self.0.copy_blocks(pairs)
+    }
+
+    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), DeviceError> {
+        self.0.zero_blocks(blocks)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.0.memory()
+    }
+}
+
+#[test]
+fn running_ahead_changes_no_token_and_no_logprob() {
+    let (graph, weights) = decoder(Family::default());
+    let requests = || {
+        (0..5_u32).map(|i| {
+            let prompt: Vec<u32> = (0..3 + i).map(|p| (p * p + i) % VOCABULARY).collect();
+            let plan = SamplingPlan {
+                temperature: if i % 2 == 0 { 0.9 } else { 0.0 },
+                ..SamplingPlan::default()
+            };
+            Request {
+                // Now and then one ends that was to go on, and another tenant gets its blocks.
+                stop_tokens: (0..3).map(TokenId).collect(),
+                tenant: TenantId(u64::from(i % 2)),
+                seed: u64::from(i),
+                sampling: Sampling::Plan(plan),
+                logprobs: Some(2),
+                ..request(&prompt, 30)
+            }
+        })
+    };
+    let run = |runs_ahead: bool| {
+        let program = load(On::CudaLazy, &graph, &weights, 40);
+        let program = if runs_ahead {
+            program
+        } else {
+            Box::new(InTurn(program))
+        };
+        let engine = start_with(program, &graph, (40, 32));
+        let records = submit_all(&engine, requests());
+        let events: Vec<_> = records.iter().map(Record::tokens_with_logprobs).collect();
+        (events, engine.stats().steps_ahead)
+    };
+    let (plain, none) = run(false);
+    let (ahead, steps_ahead) = run(true);
+    assert_eq!(none, 0);
+    assert!(steps_ahead > 0);
+    assert!(plain.iter().any(|tokens| tokens.len() < 30), "none has stopped");
+    assert_eq!(plain, ahead);
 }
 
 /// Greedy tokens by the graph alone, everything computed anew for each.

@@ -147,8 +147,13 @@ fn token_events(record: &Record) -> Vec<Event> {
 }
 
 /// Runs the requests together, each submitted some steps after the one before, a few cancelled later.
-fn play(limits: EngineLimits, context_tokens_max: u32, specs: &[(Spec, usize, Option<usize>)]) {
+fn play(
+    (limits, context_tokens_max): (EngineLimits, u32),
+    runs_ahead: bool,
+    specs: &[(Spec, usize, Option<usize>)],
+) {
     let mut bench = Bench::new(limits, context_tokens_max);
+    bench.runs_ahead = runs_ahead;
     let mut runs = Vec::new();
     for (spec, steps, cancel) in specs {
         if let Some(truth) = spec.plain(limits, context_tokens_max) {
@@ -194,11 +199,11 @@ proptest! {
     #[test]
     fn guesses_change_no_token(
         (blocks, block_tokens, step, sequences) in (2..14_usize, 1..6_usize, 1..24_usize, 1..5_usize),
-        (guesses_max, context_tokens_max) in (0..9_usize, 12..64_u32),
+        (guesses_max, context_tokens_max, runs_ahead) in (0..9_usize, 12..64_u32, any::<bool>()),
         specs in proptest::collection::vec((spec(), 0..6_usize, proptest::option::weighted(0.2, any::<usize>())), 1..9),
     ) {
         let limits = EngineLimits { guesses_max, ..limits(blocks, block_tokens, step, sequences) };
-        play(limits, context_tokens_max, &specs);
+        play((limits, context_tokens_max), runs_ahead, &specs);
     }
 }
 

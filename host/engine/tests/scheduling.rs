@@ -167,13 +167,14 @@ fn small_limits() -> impl Strategy<Value = EngineLimits> {
 }
 
 /// Plays the acts and compares every sequence with its own run.
-fn play(limits: EngineLimits, acts: &[Act]) {
+fn play(limits: EngineLimits, runs_ahead: bool, acts: &[Act]) {
     let admission = Admission {
         limits,
         vocabulary: VOCABULARY,
         context_tokens_max: 64,
     };
     let mut bench = Bench::new(limits, 64);
+    bench.runs_ahead = runs_ahead;
     let mut sequences = Vec::new();
     for act in acts {
         match act {
@@ -249,9 +250,10 @@ proptest! {
     #[test]
     fn every_sequence_ends_once_with_the_tokens_of_its_own_run(
         limits in small_limits(),
+        runs_ahead in any::<bool>(),
         acts in proptest::collection::vec(act(), 1..24),
     ) {
-        play(limits, &acts);
+        play(limits, runs_ahead, &acts);
     }
 }
 
@@ -567,6 +569,52 @@ fn the_pool_bounds_the_output() {
             ..
         })
     ));
+}
+
+#[test]
+fn steps_run_ahead_where_nothing_depends_on_the_tokens_before() {
+    // Steps, those that ran ahead, and tokens of the first sequence.
+    let run = |runs_ahead, sampling: fn() -> Sampling| {
+        let mut bench = Bench::new(limits(32, 4, 64, 4), 128);
+        bench.runs_ahead = runs_ahead;
+        let records: Vec<_> = [20, 9]
+            .map(|tokens_max| {
+                bench.submit(Request {
+                    sampling: sampling(),
+                    ..request(&prompt(5), tokens_max)
+                })
+            })
+            .into();
+        bench.drain();
+        let stats = bench.engine.stats();
+        let tokens: Vec<_> = records.iter().map(Record::tokens).collect();
+        (stats.steps, stats.steps_ahead, tokens)
+    };
+    let check = |sampling: fn() -> Sampling, steps_ahead| {
+        let (steps, none, expected) = run(false, sampling);
+        assert_eq!(none, 0);
+        assert_eq!(run(true, sampling), (steps, steps_ahead, expected));
+    };
+    // All but the two prompts, of which one waits for the other's blocks, run ahead.
+    check(|| Sampling::Plan(SamplingPlan::default()), 18);
+    check(
+        || {
+            Sampling::Plan(SamplingPlan {
+                presence_penalty: 0.5,
+                ..SamplingPlan::default()
+            })
+        },
+        0,
+    );
+    let guest = || {
+        let manner = Manner {
+            valid_steps: 3,
+            ..Manner::default()
+        };
+        Sampling::Guest(Box::new(FakeGuest::new(manner)))
+    };
+    // The two are asked in different steps: of three steps one runs ahead, and two once the second has ended.
+    check(guest, 9);
 }
 
 #[test]

@@ -49,6 +49,21 @@ impl Moment {
         check("cuEventRecordWithFlags", noted.result())
     }
 
+    /// Waits until it has come.
+    pub(super) fn wait(&self) -> Result<(), DriverError> {
+        // SAFETY: the event lives.
+        check("cuEventSynchronize", unsafe { event::synchronize(self.0) })
+    }
+
+    /// Whether it has come.
+    fn has_come(&self) -> Result<bool, DriverError> {
+        // SAFETY: the event lives.
+        match unsafe { sys::cuEventQuery(self.0) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            done => check("cuEventQuery", done.result()).map(|()| true),
+        }
+    }
+
     /// Seconds from an earlier moment to this one; both have come.
     pub(super) fn since(&self, earlier: &Self) -> Result<f64, DriverError> {
         // SAFETY: both events live and belong to one stream.
@@ -78,6 +93,8 @@ struct State {
     end: usize,
     /// Whether it was noted.
     has_end: bool,
+    /// Whether what is launched until the next graph belongs to that one's step.
+    keeps_end: bool,
     /// Whether a graph has begun since an end.
     has_gap: bool,
     seconds: Vec<f64>,
@@ -99,9 +116,26 @@ impl Gaps {
     /// The context is current and the stream lives.
     pub(super) unsafe fn launched(&self, stream: sys::CUstream) -> Result<(), DriverError> {
         let mut state = self.state();
+        if state.keeps_end {
+            return Ok(());
+        }
         // SAFETY: the caller's contract.
         unsafe { self.ends[state.end].note(stream) }?;
         state.has_end = true;
+        Ok(())
+    }
+
+    /// A step's sampling was launched, and the next step will be before it is done.
+    pub(super) fn sampled(&self) {
+        self.state().keeps_end = true;
+    }
+
+    /// A graph is about to be launched. The one before it has long begun, as a rule, if a step's tokens were waited for.
+    pub(super) fn begins(&self) -> Result<(), DriverError> {
+        if self.begin.has_come()? {
+            return self.finished();
+        }
+        self.state().has_gap = false;
         Ok(())
     }
 
@@ -118,7 +152,7 @@ impl Gaps {
     pub(super) fn begun(&self) {
         let mut state = self.state();
         state.has_gap = state.has_end;
-        state.has_end = false;
+        (state.has_end, state.keeps_end) = (false, false);
         state.end = 1 - state.end;
     }
 

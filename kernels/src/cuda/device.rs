@@ -13,14 +13,14 @@ use super::failed;
 use super::launch::attention::Step;
 use super::memory::{DeviceMemory, HostMemory, Planner};
 use super::plan::ModelPlan;
-use super::sampler::decode;
+use super::sampler::{Round, decode};
 use super::step::{AttentionPlans, Model};
 use super::tables::StepRows;
-use crate::batch::{BatchGate, check_requests};
+use crate::batch::{BatchGate, check_drawn, check_requests};
 use crate::check::check;
 use crate::device::{
     Device, DeviceError, DeviceInfo, LoadOptions, LoadedProgram, MemoryUse, SampleOutcome, SampleRequest,
-    StepBatch,
+    StepBatch, sample_then_submit,
 };
 use crate::program::Program;
 
@@ -96,7 +96,8 @@ impl Device for CudaDevice {
         )?;
         let memory = DeviceMemory::new(&self.driver, planner.bytes()).map_err(|error| failed(&error))?;
         let host = |bytes| HostMemory::new(&self.driver, bytes).map_err(|error| failed(&error));
-        let (tables, sampler) = (host(plan.tables_bytes())?, host(plan.sampler_bytes())?);
+        let tables = [host(plan.tables_bytes())?, host(plan.tables_bytes())?];
+        let sampler = host(plan.sampler_bytes())?;
         let model = plan.load(weights, &*self.driver, &memory)?;
         Ok(Box::new(CudaProgram {
             graphs: HashMap::new(),
@@ -124,8 +125,9 @@ enum State {
 struct CudaProgram {
     /// Steps that only decode, by their rows. They go before the memory they use.
     graphs: HashMap<usize, Box<dyn Graph>>,
-    /// A step's tables and plans on their way to the device.
-    tables: HostMemory,
+    /// Tables and plans on their way to the device: of the last step and, the second, of the one before it, which may run as
+    /// long as nobody has seen what it draws.
+    tables: [HostMemory; 2],
     /// Requests to sample on their way to the device, and results on their way back.
     sampler: HostMemory,
     model: Model,
@@ -168,19 +170,26 @@ impl CudaProgram {
         })
     }
 
-    /// Enqueues tables, plans and kernels of a checked batch.
-    fn enqueue(&mut self, batch: &StepBatch) -> Result<(), DriverError> {
+    /// Enqueues tables, plans and kernels of a checked batch; if `drawn` is not empty, its tokens are those that these requests
+    /// of the last round of sampling draw. Nothing but the last step and its sampling may be enqueued.
+    fn enqueue(&mut self, batch: &StepBatch, drawn: &[usize]) -> Result<(), DriverError> {
+        self.tables.swap(0, 1);
         let bucket = self.model.bucket(batch);
         let rows = bucket.unwrap_or_else(|| StepRows::of(batch));
         let model = &self.model;
-        // SAFETY: the program is idle, so nothing reads the staging memory.
-        let staging = unsafe { self.tables.bytes() };
-        let copies = model.stage(batch, rows, &mut self.plans, staging);
+        let [tables, _] = &mut self.tables;
+        // SAFETY: the last step's tables are the other ones, and the step that had these is done.
+        let staging = unsafe { tables.bytes() };
+        let copies = model.stage((batch, drawn), rows, &mut self.plans, staging);
         for copy in copies {
-            let from = HostPtr(self.tables.ptr().0.wrapping_add(copy.from));
+            let from = HostPtr(tables.ptr().0.wrapping_add(copy.from));
             // SAFETY: `stage` keeps to the staging memory and to regions of its size; the host leaves it alone until the
-            // program is idle again.
+            // step is done.
             unsafe { self.driver.enqueue_write(copy.to, from, copy.bytes) }?;
+        }
+        if !drawn.is_empty() {
+            // SAFETY: a token in the tables for each, and a job's result.
+            unsafe { self.driver.enqueue(&[model.place_drawn(drawn.len())]) }?;
         }
         let Some(rows) = bucket else {
             // SAFETY: launches point into the program's memory, planned for the largest step.
@@ -197,9 +206,9 @@ impl CudaProgram {
         unsafe { graph.enqueue() }
     }
 
-    /// One round of sampling: as many of the requests as find room. Returns their outcomes. It is enqueued behind the step
-    /// without waiting for it, so that the device goes from one to the other by itself.
-    fn round(&mut self, requests: &[SampleRequest<'_>]) -> Result<Vec<SampleOutcome>, DriverError> {
+    /// Enqueues one round of sampling: as many of the requests as find room, and the copy of their results. It does not wait
+    /// for the step, so that the device goes from one to the other by itself.
+    fn enqueue_round(&mut self, requests: &[SampleRequest<'_>]) -> Result<Round, DriverError> {
         let (room, addresses) = (self.model.sampler, self.model.addresses.sampler);
         let logits = self.model.view(self.model.program.output);
         // SAFETY: only rounds use this memory, and each waits at its end.
@@ -215,12 +224,37 @@ impl CudaProgram {
             self.driver
                 .enqueue_read(addresses.results, results, round.result_bytes)?;
         }
+        Ok(round)
+    }
+
+    /// The outcomes of a round that is done.
+    fn outcomes(&mut self, requests: &[SampleRequest<'_>], round: &Round) -> Vec<SampleOutcome> {
+        // SAFETY: the copies are done, and no other is enqueued before these results are decoded.
+        let bytes = unsafe { self.sampler.bytes() };
+        let results = &bytes[self.model.sampler.upload_bytes..][..round.result_bytes];
+        decode(&requests[..round.requests], results)
+    }
+
+    /// One round of sampling and its outcomes.
+    fn round(&mut self, requests: &[SampleRequest<'_>]) -> Result<Vec<SampleOutcome>, DriverError> {
+        let round = self.enqueue_round(requests)?;
         self.driver.finish()?;
         self.state = State::Idle;
-        // SAFETY: the copies are done.
-        let bytes = unsafe { self.sampler.bytes() };
-        let results = &bytes[room.upload_bytes..][..round.result_bytes];
-        Ok(decode(&requests[..round.requests], results))
+        Ok(self.outcomes(requests, &round))
+    }
+
+    /// The last round of sampling and the step behind it, and the round's outcomes while the step runs.
+    fn round_and_step(
+        &mut self,
+        requests: &[SampleRequest<'_>],
+        next: &StepBatch,
+        drawn: &[usize],
+    ) -> Result<Vec<SampleOutcome>, DriverError> {
+        let round = self.enqueue_round(requests)?;
+        self.driver.mark()?;
+        self.enqueue(next, drawn)?;
+        self.driver.wait_for_mark()?;
+        Ok(self.outcomes(requests, &round))
     }
 }
 
@@ -230,7 +264,7 @@ impl LoadedProgram for CudaProgram {
         self.gate.check(batch)?;
         self.outputs = self.gate.outputs(batch);
         self.state = State::Running;
-        let enqueued = self.enqueue(batch);
+        let enqueued = self.enqueue(batch, &[]);
         self.note(enqueued)
     }
 
@@ -258,6 +292,29 @@ impl LoadedProgram for CudaProgram {
             outcomes.extend(self.note(round)?);
         }
         Ok(outcomes)
+    }
+
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
+    fn sample_and_submit(
+        &mut self,
+        requests: &[SampleRequest<'_>],
+        next: &StepBatch,
+        drawn: &[usize],
+    ) -> Result<Vec<SampleOutcome>, DeviceError> {
+        self.alive()?;
+        check_requests(requests, self.outputs, self.model.program.output.width as usize)?;
+        check_drawn(requests, next, drawn)?;
+        if !self.model.sampler.fits(requests) {
+            return sample_then_submit(self, requests, next, drawn);
+        }
+        self.gate.check(next)?;
+        self.outputs = self.gate.outputs(next);
+        self.state = State::Running;
+        let outcomes = self.round_and_step(requests, next, drawn);
+        self.note(outcomes)
     }
 
     fn read_output(&mut self) -> Result<Vec<f32>, DeviceError> {

@@ -340,4 +340,16 @@ pub trait Driver: Send + Sync {
         self.finish()?;
         Ok(begin.elapsed().as_secs_f64())
     }
+
+    /// Marks the end of what is enqueued, for [`wait_for_mark`](Self::wait_for_mark). There is one mark.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn mark(&self) -> Result<(), DriverError>;
+
+    /// Waits for what was enqueued before the mark; what came behind it may still run.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn wait_for_mark(&self) -> Result<(), DriverError>;
 }

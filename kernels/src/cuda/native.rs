@@ -135,6 +135,8 @@ struct Inner {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// There from `open` on.
+    mark: Option<Moment>,
     modules: Vec<sys::CUmodule>,
     kernels: HashMap<String, sys::CUfunction>,
     arch: String,
@@ -171,6 +173,7 @@ impl NativeDriver {
             device,
             context,
             stream: std::ptr::null_mut(),
+            mark: None,
             modules: Vec::with_capacity(modules.len()),
             kernels: HashMap::new(),
             arch: found.arch(),
@@ -183,6 +186,7 @@ impl NativeDriver {
             "cuStreamCreate",
             result::stream::create(result::stream::StreamKind::NonBlocking),
         )?;
+        inner.mark = Some(Moment::new()?);
         for module in modules {
             inner.load(module)?;
         }
@@ -320,6 +324,11 @@ impl Inner {
         check(launch.kernel, launched.result())
     }
 
+    fn mark(&self) -> Result<&Moment, DriverError> {
+        let mark = self.mark.as_ref();
+        mark.ok_or_else(|| failed("a mark", "the GPU was not opened"))
+    }
+
     fn library(&self) -> Result<&Library, DriverError> {
         let library = self.products.as_ref();
         library.ok_or_else(|| failed("a matrix product", "there is no cuBLASLt; a kernel has to run it"))
@@ -341,6 +350,7 @@ impl Drop for Inner {
         let _ = self.finish();
         drop(self.products.take());
         drop(self.gaps.take());
+        drop(self.mark.take());
         // SAFETY: each handle was made in `open`, is released once, and nothing runs any more.
         unsafe {
             for module in self.modules.drain(..) {
@@ -369,6 +379,9 @@ unsafe impl Sync for NativeGraph {}
 impl Graph for NativeGraph {
     unsafe fn enqueue(&self) -> Result<(), DriverError> {
         self.inner.bind()?;
+        if let Some(gaps) = self.inner.gaps.get() {
+            gaps.begins()?;
+        }
         // SAFETY: the graph is instantiated; the rest is the caller's contract.
         check("cuGraphLaunch", unsafe {
             result::graph::launch(self.exec, self.inner.stream)
@@ -563,5 +576,19 @@ impl Driver for NativeDriver {
         unsafe { end.note(self.inner.stream) }?;
         self.inner.finish()?;
         end.since(&begin)
+    }
+
+    fn mark(&self) -> Result<(), DriverError> {
+        self.inner.bind()?;
+        if let Some(gaps) = self.inner.gaps.get() {
+            gaps.sampled();
+        }
+        // SAFETY: the context is current, and the stream lives as long as the driver.
+        unsafe { self.inner.mark()?.note(self.inner.stream) }
+    }
+
+    fn wait_for_mark(&self) -> Result<(), DriverError> {
+        self.inner.bind()?;
+        self.inner.mark()?.wait()
     }
 }

@@ -115,6 +115,12 @@ impl SamplerRoom {
         }
     }
 
+    /// Whether one round has room for all.
+    #[must_use]
+    pub fn fits(&self, requests: &[SampleRequest<'_>]) -> bool {
+        self.fitting(requests).0 == requests.len()
+    }
+
     fn fitting(&self, requests: &[SampleRequest<'_>]) -> (usize, Use) {
         let mut used = Use::default();
         for (taken, request) in requests.iter().enumerate() {

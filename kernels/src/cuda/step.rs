@@ -17,7 +17,7 @@ use super::launch::mean_pool::mean_pool;
 use super::launch::mixture::{Mixture, mixture};
 use super::launch::norm::{self, l2_normalise, norm};
 use super::launch::rope::{Rotation, rope as rotate, rope_append};
-use super::launch::sample;
+use super::launch::sample::{self, JobResult};
 use super::load::Weights;
 use super::sampler::SamplerRoom;
 use super::tables::{StepRows, TableAddresses, TableLayout};
@@ -131,13 +131,15 @@ impl Model {
     /// Writes what a step uploads to the staging memory; says what goes where.
     pub(super) fn stage(
         &self,
-        batch: &StepBatch,
+        (batch, drawn): (&StepBatch, &[usize]),
         rows: StepRows,
         plans: &mut AttentionPlans,
         staging: &mut [u8],
     ) -> Vec<Upload> {
         let mut uploads = Vec::with_capacity(1 + self.shapes.shapes.len());
-        let bytes = self.tables.fill(batch, rows, &mut staging[..self.tables.bytes]);
+        let bytes = self
+            .tables
+            .fill(batch, drawn, rows, &mut staging[..self.tables.bytes]);
         uploads.push(Upload {
             from: 0,
             to: self.addresses.table_region,
@@ -158,6 +160,17 @@ impl Model {
             from += bytes.len();
         }
         uploads
+    }
+
+    /// Puts the tokens that the last round of sampling drew where the step that was staged last has its own.
+    pub(super) fn place_drawn(&self, tokens: usize) -> Launch {
+        let tables = &self.addresses.tables;
+        let number = |at, stride| DeviceView { at, stride, width: 1 };
+        let results = number(
+            self.addresses.sampler.results.offset(JobResult::TOKEN),
+            JobResult::WORDS,
+        );
+        gather_rows(results, number(tables.tokens, 1), tables.sources, tokens as u32)
     }
 
     /// All launches of a step of so many rows.

@@ -45,6 +45,8 @@ pub struct TableLayout {
     first_rows: usize,
     /// `[sequences]`: the sequence's rows; 0 for sequences of padding.
     row_counts: usize,
+    /// `[sequences]`: requests to sample that draw the tokens, where the host does not know them yet.
+    sources: usize,
     /// `[sequences, blocks_stride]`: block numbers by position; the last table, so that a copy can end where the batch does.
     blocks: usize,
     /// Most blocks of a sequence.
@@ -68,6 +70,8 @@ pub struct TableAddresses {
     pub first_rows: DevicePtr,
     /// `[sequences]`
     pub row_counts: DevicePtr,
+    /// `[sequences]`
+    pub sources: DevicePtr,
     /// `[sequences, blocks_stride]`
     pub blocks: DevicePtr,
     /// Most blocks of a sequence.
@@ -96,6 +100,7 @@ impl TableLayout {
             output_rows: table(tokens),
             first_rows: table(sequences),
             row_counts: table(sequences),
+            sources: table(sequences),
             blocks: table(sequences * blocks_stride),
             blocks_stride,
             bytes,
@@ -112,13 +117,15 @@ impl TableLayout {
             output_rows: region.offset(self.output_rows),
             first_rows: region.offset(self.first_rows),
             row_counts: region.offset(self.row_counts),
+            sources: region.offset(self.sources),
             blocks: region.offset(self.blocks),
             blocks_stride: self.blocks_stride as u32,
         }
     }
 
-    /// Writes the tables of a batch that keeps its contract, padded to `rows`. Returns how many bytes the device needs of them.
-    pub fn fill(&self, batch: &StepBatch, rows: StepRows, bytes: &mut [u8]) -> usize {
+    /// Writes the tables of a batch that keeps its contract, padded to `rows`, whose tokens are `drawn` by these requests if
+    /// there are any. Returns how many bytes the device needs of them.
+    pub fn fill(&self, batch: &StepBatch, drawn: &[usize], rows: StepRows, bytes: &mut [u8]) -> usize {
         let words: &mut [u32] = bytemuck::cast_slice_mut(bytes);
         let mut table = |start: usize, elements: usize, values: &mut dyn Iterator<Item = u32>, rest: u32| {
             for word in &mut words[start / 4..][..elements] {
@@ -142,6 +149,8 @@ impl TableLayout {
         table(self.first_rows, rows.sequences, &mut first_rows, 0);
         let mut row_counts = slices.iter().map(|slice| slice.tokens as u32);
         table(self.row_counts, rows.sequences, &mut row_counts, 0);
+        let mut sources = drawn.iter().map(|&request| request as u32);
+        table(self.sources, drawn.len(), &mut sources, 0);
         for (s, slice) in slices.iter().enumerate() {
             let mut blocks = slice.blocks.iter().map(|block| block.0);
             let start = self.blocks + s * self.blocks_stride * 4;
@@ -191,7 +200,7 @@ mod tests {
             outputs: 4,
         };
         let mut room = vec![0xEEEE_EEEEu32; layout.bytes / 4];
-        let used = layout.fill(&batch, rows, bytemuck::cast_slice_mut(&mut room));
+        let used = layout.fill(&batch, &[1, 0], rows, bytemuck::cast_slice_mut(&mut room));
         let at = layout.at(DevicePtr(1 << 20));
         let table = |at: DevicePtr, elements: usize| &room[(at.0 - (1 << 20)) as usize / 4..][..elements];
         assert_eq!(table(at.tokens, 4), [7, 8, 9, 0]);
@@ -200,6 +209,7 @@ mod tests {
         assert_eq!(table(at.output_rows, 4), [1, 2, 0, 0]);
         assert_eq!(table(at.first_rows, 3), [0, 2, 0]);
         assert_eq!(table(at.row_counts, 3), [2, 1, 0]);
+        assert_eq!(table(at.sources, 2), [1, 0]);
         assert_eq!(table(at.blocks, 2), [5, 2]);
         assert_eq!(table(at.blocks.offset(12), 1), [4]);
         assert_eq!(used, (at.blocks.0 - (1 << 20)) as usize + 24);

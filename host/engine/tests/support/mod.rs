@@ -12,9 +12,9 @@ use std::time::Instant;
 
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
 use galerne_core::limits::EngineLimits;
-use galerne_core::sampling::SamplingPlan;
+use galerne_core::sampling::{SamplingPlan, TokenLogprobs};
 use galerne_engine::admission::Admission;
-use galerne_engine::engine::Engine;
+use galerne_engine::engine::{Engine, Step};
 use galerne_engine::request::{Event, EventSink, Request, Sampling};
 use galerne_kernels::device::LoadedProgram;
 
@@ -40,6 +40,14 @@ impl Record {
             _ => None,
         };
         self.events().iter().filter_map(token).collect()
+    }
+
+    pub fn tokens_with_logprobs(&self) -> Vec<(TokenId, Option<TokenLogprobs>)> {
+        let token = |event| match event {
+            Event::Token { token, logprobs } => Some((token, logprobs)),
+            _ => None,
+        };
+        self.events().into_iter().filter_map(token).collect()
     }
 
     /// The last event, which must be the only one of its kind.
@@ -96,6 +104,8 @@ pub struct Bench {
     pub engine: Engine,
     pub device: FakeProgram,
     pub now: Instant,
+    /// Whether steps are submitted before the tokens of the one before are known, where they can be.
+    pub runs_ahead: bool,
     context_tokens_max: u32,
     /// Blocks zeroed so far.
     pub zeroed: usize,
@@ -112,6 +122,7 @@ impl Bench {
             engine: Engine::new(admission, 5),
             device: FakeProgram::new(limits),
             now: Instant::now(),
+            runs_ahead: false,
             context_tokens_max,
             zeroed: 0,
         }
@@ -120,26 +131,31 @@ impl Bench {
     /// One step, checked; `false` if there was nothing to compute.
     pub fn step(&mut self) -> bool {
         self.now += std::time::Duration::from_millis(1);
-        let Some(step) = self.engine.schedule(self.now) else {
-            self.engine
-                .check_integrity()
-                .expect("sound when nothing is to be computed");
-            return false;
-        };
-        for slice in &step.batch.sequences {
-            let end = slice.position as usize + slice.tokens;
-            assert!(end < self.context_tokens_max as usize, "{:?}", step.batch);
+        if !self.engine.is_under_way() {
+            let Some(step) = self.engine.schedule(self.now) else {
+                self.engine
+                    .check_integrity()
+                    .expect("sound when nothing is to be computed");
+                return false;
+            };
+            self.prepare(&step);
+            self.device.submit(&step.batch).expect("a sound batch");
         }
-        self.zeroed += step.zero.len();
-        self.device.zero_blocks(&step.zero).expect("blocks exist");
-        self.device.submit(&step.batch).expect("a sound batch");
         self.engine.ask_guests();
         self.device.wait().expect("the device works");
         self.engine.settle_plans(self.now);
-        let outcomes = self
-            .device
-            .sample(&self.engine.sample_requests())
-            .expect("the device works");
+        let next = self.runs_ahead.then(|| self.engine.schedule_next()).flatten();
+        if let Some(next) = &next {
+            self.prepare(&next.step);
+        }
+        let requests = self.engine.sample_requests();
+        let outcomes = match &next {
+            Some(next) => self
+                .device
+                .sample_and_submit(&requests, &next.step.batch, &next.drawn),
+            None => self.device.sample(&requests),
+        };
+        let outcomes = outcomes.expect("the device works");
         self.engine
             .complete(self.now, outcomes)
             .expect("the device answered every request");
@@ -147,6 +163,15 @@ impl Bench {
         self.engine.settle_ahead(self.now);
         self.engine.check_integrity().expect("sound after a step");
         true
+    }
+
+    fn prepare(&mut self, step: &Step) {
+        for slice in &step.batch.sequences {
+            let end = slice.position as usize + slice.tokens;
+            assert!(end < self.context_tokens_max as usize, "{:?}", step.batch);
+        }
+        self.zeroed += step.zero.len();
+        self.device.zero_blocks(&step.zero).expect("blocks exist");
     }
 
     /// Steps until nothing is left.

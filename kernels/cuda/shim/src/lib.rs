@@ -2,6 +2,7 @@
 //! that a seed decides. What goes wrong in a kernel is an error or the end of the process. Knows no kernel.
 #![expect(unsafe_code, reason = "it calls C++ and hands out raw memory")]
 
+mod lazy;
 mod mapping;
 mod memory;
 mod product;
@@ -14,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use galerne_kernels::cuda::driver::{DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Properties};
+pub use lazy::Lazy;
 use mapping::Mapping;
 pub use memory::Memory;
 pub use rig::Rig;
@@ -282,6 +284,14 @@ impl Driver for Shim {
     }
 
     fn finish(&self) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    fn mark(&self) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    fn wait_for_mark(&self) -> Result<(), DriverError> {
         Ok(())
     }
 }

@@ -89,6 +89,13 @@ pub struct JobResult {
     pub listed: u32,
 }
 
+impl JobResult {
+    /// Bytes before the token.
+    pub const TOKEN: usize = std::mem::offset_of!(Self, token);
+    /// Numbers of 4 bytes from one job's to the next one's.
+    pub const WORDS: u32 = (size_of::<Self>() / 4) as u32;
+}
+
 /// The mass of the most likely token.
 pub const MASS_OF_ONE: f64 = (1_u64 << 39) as f64;
 
