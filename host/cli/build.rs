@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Guests that ship with the host, by file name under `target/guests`.
-const GUESTS: [&str; 10] = [
+const GUESTS: [&str; 12] = [
     "llama",
     "chatml",
     "mirostat",
     "watermark",
+    "ngram-speculate",
+    "choices",
     "pii-redact",
     "calculator",
     "http-get",

@@ -10,13 +10,15 @@
 //! galerne_sdk::export_model!(MyModel);
 //! ```
 //!
-//! Capabilities (`http`, `kv`, `log`, `secrets`) are features too. Their functions work in a component only: logic that
+//! Capabilities (`grammar`, `http`, `kv`, `log`, `secrets`) are features too. Their functions work in a component only: logic that
 //! is tested on the author's machine takes what they give as arguments.
 
 #[cfg(feature = "chat")]
 pub mod chat;
 #[cfg(feature = "filter")]
 pub mod filter;
+#[cfg(feature = "grammar")]
+pub mod grammar;
 #[cfg(feature = "model")]
 pub mod graph;
 #[cfg(feature = "http")]

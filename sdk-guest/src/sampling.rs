@@ -15,7 +15,7 @@ use serde_json::Value;
 pub mod bindings {
     wit_bindgen::generate!({
         world: "sampler",
-        path: "../wit/sampling/0.1.0",
+        path: "../wit/sampling/0.2.0",
         pub_export_macro: true,
         default_bindings_module: "galerne_sdk::sampling::bindings",
     });
@@ -40,6 +40,7 @@ pub trait Session: Sized {
 #[must_use]
 pub fn plain_plan() -> Plan {
     Plan {
+        grammar: None,
         bias: Vec::new(),
         repetition_penalty: 1.0,
         frequency_penalty: 0.0,
@@ -49,6 +50,7 @@ pub fn plain_plan() -> Plan {
         top_p: 1.0,
         min_p: 0.0,
         forced: Vec::new(),
+        proposed: Vec::new(),
         valid_steps: 1,
         candidates: 0,
     }

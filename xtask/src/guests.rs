@@ -12,11 +12,13 @@ use crate::workspace_root;
 
 /// Folders under `plugins/`, each a crate `galerne-guest-NAME`, with the interfaces it exports and those it imports, in
 /// the order of their names.
-const GUESTS: [(&str, &[&str], &[&str]); 13] = [
+const GUESTS: [(&str, &[&str], &[&str]); 16] = [
     ("llama", &[MODEL], &[]),
     ("chatml", &["galerne:chat/format@0.1.0"], &[]),
-    ("mirostat", &["galerne:sampling/sampling@0.1.0"], &[]),
-    ("watermark", &["galerne:sampling/sampling@0.1.0"], &[]),
+    ("mirostat", &[SAMPLING], &[]),
+    ("watermark", &[SAMPLING], &[]),
+    ("ngram-speculate", &[SAMPLING], &[]),
+    ("choices", &[SAMPLING], &[GRAMMAR]),
     ("pii-redact", &[FILTER], &[]),
     ("calculator", &[TOOL], &[]),
     ("http-get", &[TOOL], &[HTTP]),
@@ -25,12 +27,15 @@ const GUESTS: [(&str, &[&str], &[&str]); 13] = [
     ("agent", &[PIPELINE], &[INFERENCE]),
     ("hostile", &[FILTER, MODEL, TOOL], &[]),
     ("hostile-pipeline", &[PIPELINE], &[INFERENCE]),
+    ("hostile-sampler", &[SAMPLING], &[GRAMMAR]),
     ("overreach", &[TOOL], &[HTTP, KV, LOG, SECRETS]),
 ];
 const FILTER: &str = "galerne:filter/filtering@0.1.0";
 const MODEL: &str = "galerne:model/architecture@0.1.0";
 const PIPELINE: &str = "galerne:pipeline/pipelines@0.1.0";
+const SAMPLING: &str = "galerne:sampling/sampling@0.2.0";
 const TOOL: &str = "galerne:tool/tools@0.1.0";
+const GRAMMAR: &str = "galerne:grammar/grammars@0.1.0";
 const HTTP: &str = "galerne:http/client@0.1.0";
 const INFERENCE: &str = "galerne:pipeline/inference@0.1.0";
 const KV: &str = "galerne:kv/store@0.1.0";

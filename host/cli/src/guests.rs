@@ -24,7 +24,7 @@ const OPERATOR: &str = "operator";
 const NAMED_MAX: usize = 8;
 const ARCHITECTURES: &[&str] = &["llama"];
 const CHAT_FORMATS: &[&str] = &["chatml"];
-const SAMPLERS: &[&str] = &["mirostat", "watermark"];
+const SAMPLERS: &[&str] = &["mirostat", "watermark", "ngram-speculate"];
 
 /// Options of a plugin host that compiles in processes of this program, keeps their work in the data folder, and runs
 /// tenants' guests in cells.

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail};
 use galerne_core::grammar::{
-    GrammarError, GrammarFactory, GrammarSession, GrammarSource, TokenText, TokenTexts,
+    GrammarError, GrammarFactory, GrammarSession, GrammarSource, HeldGrammar, TokenText, TokenTexts,
 };
 use galerne_core::guest::{ChatFormat, Waker};
 use galerne_core::ids::TokenId;
@@ -259,11 +259,21 @@ struct LazyGrammars {
 
 impl GrammarFactory for LazyGrammars {
     fn session(&self, source: &GrammarSource, waker: Waker) -> Result<Box<dyn GrammarSession>, GrammarError> {
+        self.made()?.session(source, waker)
+    }
+
+    fn hold(&self, source: &GrammarSource) -> Result<Arc<dyn HeldGrammar>, GrammarError> {
+        self.made()?.hold(source)
+    }
+}
+
+impl LazyGrammars {
+    fn made(&self) -> Result<&Grammars, GrammarError> {
         let made = self.made.get_or_init(|| {
             let texts = token_texts(&self.tokenizer, self.vocabulary, &self.ends);
             self.plugins.grammars(&texts)
         });
-        made.as_ref().map_err(Clone::clone)?.session(source, waker)
+        made.as_ref().map_err(Clone::clone)
     }
 }
 

@@ -28,7 +28,8 @@ impl Session for Thaw {
         })
     }
 
-    /// Runs while the model computes. The host draws by the plan.
+    /// Runs while the model computes. The host draws by the plan, which may also name a grammar (feature `grammar` of
+    /// galerne-sdk) and propose tokens: see the guide's page on samplers.
     fn plan(&mut self, step: &Step) -> Plan {
         Plan {
             temperature: self.temperature(step.position),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::RequestInfo;
+use crate::grammar::{GrammarAsk, GrammarReply};
 use crate::pipeline::{PipelineAsk, PipelineReply};
 pub use http_grant::{HttpGrant, HttpGrantError, Scheme};
 pub use log::{LogLevel, LogLine, LogTail};
@@ -28,6 +29,8 @@ pub struct Grants {
     pub kv: bool,
     /// Read these secrets of the tenant.
     pub secrets: BTreeSet<SecretName>,
+    /// Keep what a sampler draws to grammars.
+    pub grammar: bool,
 }
 
 /// The name of a secret: 1 to 64 of letters, digits and `_`. Safe as a file's name.
@@ -135,6 +138,8 @@ pub enum Ask {
     Secret(String),
     /// What only a pipeline may ask. Answered by [`Reply::Pipeline`].
     Pipeline(PipelineAsk),
+    /// What only a sampler may ask. Answered by [`Reply::Grammar`].
+    Grammar(GrammarAsk),
 }
 
 /// The host's answer to an [`Ask`].
@@ -152,6 +157,8 @@ pub enum Reply {
     Secret(String),
     /// Of the model.
     Pipeline(PipelineReply),
+    /// Of a grammar.
+    Grammar(GrammarReply),
 }
 
 /// Says which kind of reply it is and nothing of what is in it: it may be a secret.
@@ -164,6 +171,7 @@ impl std::fmt::Debug for Reply {
             Self::Keys(_) => "Keys(..)",
             Self::Secret(_) => "Secret(..)",
             Self::Pipeline(_) => "Pipeline(..)",
+            Self::Grammar(_) => "Grammar(..)",
         })
     }
 }
@@ -256,11 +264,12 @@ mod tests {
         let grants: Grants = serde_json::from_str("{}").expect("an empty table");
         assert_eq!(grants, Grants::default());
         assert!(!grants.log && !grants.kv && grants.http.is_empty() && grants.secrets.is_empty());
+        assert!(!grants.grammar);
     }
 
     #[test]
     fn grants_are_read_and_written() {
-        let text = r#"{"log":true,"http":["api.example.com","http://*.example.org:8080"],"kv":true,"secrets":["CRM_TOKEN"]}"#;
+        let text = r#"{"log":true,"http":["api.example.com","http://*.example.org:8080"],"kv":true,"secrets":["CRM_TOKEN"],"grammar":true}"#;
         let grants: Grants = serde_json::from_str(text).expect("grants");
         assert_eq!(serde_json::to_string(&grants).expect("writes"), text);
         let error = serde_json::from_str::<Grants>(r#"{"https": []}"#).expect_err("a slip");

@@ -1,6 +1,9 @@
 //! What an answer must match, and where the engine and the grammars meet: masks over a model's vocabulary.
 //! Knows no parser.
 
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::guest::{Answer, Waker};
@@ -26,6 +29,39 @@ impl GrammarSource {
             Self::Regex(_) => "regular expression",
             Self::Lark(_) => "Lark grammar",
         }
+    }
+}
+
+/// What a whole output must match, as a guest writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GrammarText {
+    /// A JSON Schema, as JSON.
+    JsonSchema(String),
+    /// A regular expression.
+    Regex(String),
+    /// A grammar in Lark's syntax.
+    Lark(String),
+}
+
+impl GrammarText {
+    /// Parsed as far as the host's own types go.
+    ///
+    /// # Errors
+    /// A JSON Schema that is no JSON object.
+    pub fn source(self) -> Result<GrammarSource, GrammarError> {
+        let wrong = |reason| GrammarError::Source {
+            kind: "JSON schema",
+            reason,
+        };
+        Ok(match self {
+            Self::Regex(text) => GrammarSource::Regex(text),
+            Self::Lark(text) => GrammarSource::Lark(text),
+            Self::JsonSchema(text) => match serde_json::from_str(&text) {
+                Ok(schema @ Value::Object(_)) => GrammarSource::JsonSchema(schema),
+                Ok(_) => return Err(wrong("expected a JSON object".to_owned())),
+                Err(error) => return Err(wrong(format!("expected a JSON object, got no JSON: {error}"))),
+            },
+        })
     }
 }
 
@@ -116,12 +152,16 @@ pub enum GrammarError {
         reason: String,
     },
     /// The grammar is larger than the host allows.
-    #[error("{kind}: expected at most {limit} {unit}, got {got}; simplify it")]
+    #[error(
+        "{kind}: expected at most {limit} {unit} ({name}, the host's operator can raise it), got {got}; simplify it"
+    )]
     TooLarge {
         /// What kind of grammar.
         kind: &'static str,
         /// What is counted.
         unit: &'static str,
+        /// The limit's name in [`GrammarLimits`](crate::limits::GrammarLimits).
+        name: &'static str,
         /// The limit.
         limit: usize,
         /// What came.
@@ -163,6 +203,86 @@ pub trait GrammarFactory: Send + Sync {
     /// # Errors
     /// A grammar that is wrong or too large.
     fn session(&self, source: &GrammarSource, waker: Waker) -> Result<Box<dyn GrammarSession>, GrammarError>;
+
+    /// A grammar for a guest to hold, in its first state. Blocks while it is compiled.
+    ///
+    /// # Errors
+    /// As for [`session`](Self::session).
+    fn hold(&self, source: &GrammarSource) -> Result<Arc<dyn HeldGrammar>, GrammarError>;
+}
+
+/// A grammar's state in a guest's hands: which tokens it has taken. Whoever asks next finds the tokens taken that
+/// [`drawn`](Self::drawn) told of. Calls other than `drawn` and `session` block while the grammar works.
+pub trait HeldGrammar: Send + Sync {
+    /// The same state once more; from here on the two know nothing of each other.
+    ///
+    /// # Errors
+    /// The grammar could not take a token that was drawn.
+    fn fork(&self) -> Result<Arc<dyn HeldGrammar>, GrammarError>;
+    /// Takes as many of these tokens, from the first on, as may follow. How many.
+    ///
+    /// # Errors
+    /// As for [`fork`](Self::fork); or it took more work than the host allows.
+    fn accept(&self, tokens: &[TokenId]) -> Result<usize, GrammarError>;
+    /// Forgets the last so many tokens. `false` if it has not taken as many; then nothing changes.
+    ///
+    /// # Errors
+    /// As for [`fork`](Self::fork).
+    fn rollback(&self, tokens: usize) -> Result<bool, GrammarError>;
+    /// Whether its text may end here.
+    ///
+    /// # Errors
+    /// As for [`fork`](Self::fork).
+    fn status(&self) -> Result<GrammarStatus, GrammarError>;
+    /// Tells it of tokens that were drawn. Never blocks.
+    fn drawn(&self, tokens: &[TokenId]);
+    /// Keeps a sequence to it: what the sequence draws, it takes. `waker` is called whenever an answer is there.
+    fn session(&self, waker: Waker) -> Box<dyn GrammarSession>;
+}
+
+/// Whether a grammar's text may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GrammarStatus {
+    /// It must go on.
+    Open,
+    /// It may end or go on.
+    Complete,
+    /// Nothing can follow.
+    Ended,
+}
+
+/// A grammar that one sampling session holds. The host numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct GrammarId(pub u32);
+
+/// What a sampling guest asks of its grammars.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GrammarAsk {
+    /// A new one. Answered by [`GrammarReply::Grammar`].
+    Compile(GrammarText),
+    /// A copy. Answered by [`GrammarReply::Grammar`].
+    Fork(GrammarId),
+    /// Takes tokens. Answered by [`GrammarReply::Accepted`].
+    Accept(GrammarId, Vec<TokenId>),
+    /// Forgets so many tokens. Answered by [`GrammarReply::Done`].
+    Rollback(GrammarId, u32),
+    /// Whether its text may end. Answered by [`GrammarReply::Status`].
+    Status(GrammarId),
+    /// Forgets a grammar. Answered by [`GrammarReply::Done`].
+    Drop(GrammarId),
+}
+
+/// What a sampling guest is told of its grammars.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GrammarReply {
+    /// It is done.
+    Done,
+    /// A new grammar.
+    Grammar(GrammarId),
+    /// So many tokens were taken.
+    Accepted(u32),
+    /// Whether its text may end.
+    Status(GrammarStatus),
 }
 
 #[cfg(test)]

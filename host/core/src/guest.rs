@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::{Capabilities, CapabilitySession};
 use crate::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSpec};
 use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
-use crate::grammar::GrammarSession;
+use crate::grammar::{GrammarFactory, GrammarSession};
 use crate::graph::Graph;
 use crate::ids::TokenId;
 use crate::limits::GuestLimits;
@@ -143,19 +143,45 @@ pub trait SamplerSession: Send {
     fn take_choice(&mut self) -> Answer<usize>;
 }
 
+/// What a sampling guest's session begins with.
+#[derive(Clone, Copy)]
+pub struct SequenceInfo<'a> {
+    /// The parameters of the request, as JSON text; `{}` if it gave none.
+    pub params_json: &'a str,
+    /// Number of tokens in the vocabulary.
+    pub vocabulary: u32,
+    /// Seed for the guest's own randomness.
+    pub seed: u64,
+    /// The tokens before the output.
+    pub prompt: &'a [TokenId],
+    /// Whether the request itself says what the output must match. A plan that brings another grammar ends it.
+    pub constrained: bool,
+    /// Makes the grammars the guest asks for, if its deployment grants them.
+    pub grammars: Option<&'a Arc<dyn GrammarFactory>>,
+}
+
+impl<'a> SequenceInfo<'a> {
+    /// Of a sequence with an empty prompt and without grammars.
+    #[must_use]
+    pub fn new(params_json: &'a str, vocabulary: u32, seed: u64) -> Self {
+        Self {
+            params_json,
+            vocabulary,
+            seed,
+            prompt: &[],
+            constrained: false,
+            grammars: None,
+        }
+    }
+}
+
 /// A sampling guest that is loaded and can serve sequences.
 pub trait SamplerFactory: Send + Sync {
     /// A session for one sequence. Blocks for at most the per-request deadline.
     ///
     /// # Errors
     /// The guest refused the parameters, trapped or ran late.
-    fn session(
-        &self,
-        params_json: &str,
-        vocabulary: u32,
-        seed: u64,
-        waker: Waker,
-    ) -> Result<Box<dyn SamplerSession>, GuestError>;
+    fn session(&self, info: &SequenceInfo<'_>, waker: Waker) -> Result<Box<dyn SamplerSession>, GuestError>;
 }
 
 /// An architecture guest that is loaded.

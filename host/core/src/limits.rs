@@ -161,6 +161,13 @@ pub struct GrammarLimits {
     pub items_max: usize,
     /// States of its lexer, made as they are needed; 1 to 2 KB each.
     pub lexer_states_max: usize,
+    /// Grammars a sampling guest may compile for one sequence. Each has its share of
+    /// [`lexer_states_max`](Self::lexer_states_max).
+    pub compiled_max: u32,
+    /// Grammars a sampling guest may hold for one sequence at once, forks among them.
+    pub held_max: usize,
+    /// Tokens a sampling guest may give a grammar in one call.
+    pub accepted_tokens_max: usize,
 }
 
 impl Default for GrammarLimits {
@@ -174,6 +181,9 @@ impl Default for GrammarLimits {
             step_items_max: 50_000,
             items_max: 2_000,
             lexer_states_max: 32_768,
+            compiled_max: 8,
+            held_max: 16,
+            accepted_tokens_max: 64,
         }
     }
 }

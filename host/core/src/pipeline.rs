@@ -1,11 +1,10 @@
 //! What pipelines ask of the model and are told, as plain data. Knows no engine and no guest runtime.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::chat::{Delta, Message, ToolSpec};
 use crate::filter::Refusal;
-use crate::grammar::{GrammarError, GrammarSource};
+use crate::grammar::GrammarText;
 use crate::guest::GuestError;
 use crate::sampling::SamplingPlan;
 
@@ -16,39 +15,6 @@ pub struct ContextId(pub u32);
 /// A generation of one request. The host numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct GenerationId(pub u32);
-
-/// What a whole output must match, as a guest writes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum GrammarText {
-    /// A JSON Schema, as JSON.
-    JsonSchema(String),
-    /// A regular expression.
-    Regex(String),
-    /// A grammar in Lark's syntax.
-    Lark(String),
-}
-
-impl GrammarText {
-    /// Parsed as far as the host's own types go.
-    ///
-    /// # Errors
-    /// A JSON Schema that is no JSON object.
-    pub fn source(self) -> Result<GrammarSource, GrammarError> {
-        let wrong = |reason| GrammarError::Source {
-            kind: "JSON schema",
-            reason,
-        };
-        Ok(match self {
-            Self::Regex(text) => GrammarSource::Regex(text),
-            Self::Lark(text) => GrammarSource::Lark(text),
-            Self::JsonSchema(text) => match serde_json::from_str(&text) {
-                Ok(schema @ Value::Object(_)) => GrammarSource::JsonSchema(schema),
-                Ok(_) => return Err(wrong("expected a JSON object".to_owned())),
-                Err(error) => return Err(wrong(format!("expected a JSON object, got no JSON: {error}"))),
-            },
-        })
-    }
-}
 
 /// How an output is generated. What is left out is as the client asked, or as the deployment says.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

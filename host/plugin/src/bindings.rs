@@ -1,4 +1,4 @@
-//! Generated bindings of the six worlds and of the capabilities, from `wit/`. Nothing else; conversions are in `convert/`.
+//! Generated bindings of the six worlds, one in two versions, and of the capabilities, from `wit/`. Nothing else; conversions are in `convert/`.
 
 /// `galerne:model/model@0.1.0`
 pub(crate) mod model {
@@ -17,10 +17,31 @@ pub(crate) mod chat {
 }
 
 /// `galerne:sampling/sampler@0.1.0`
-pub(crate) mod sampling {
+pub(crate) mod sampling_0_1 {
     wasmtime::component::bindgen!({
         path: "../../wit/sampling/0.1.0",
         world: "sampler",
+    });
+}
+
+/// `galerne:sampling/sampler@0.2.0`
+pub(crate) mod sampling_0_2 {
+    wasmtime::component::bindgen!({
+        path: "../../wit/sampling/0.2.0",
+        world: "sampler",
+    });
+}
+
+/// `galerne:grammar/imports@0.1.0`
+pub(crate) mod grammar {
+    wasmtime::component::bindgen!({
+        path: "../../wit/grammar/0.1.0",
+        world: "imports",
+        // What ends the request is a trap.
+        imports: { default: trappable },
+        with: {
+            "galerne:grammar/grammars.grammar": crate::capability::grammar::Grammar,
+        },
     });
 }
 

@@ -156,9 +156,11 @@ impl Compiler {
             if let Some(advice) = capability::advice(&imports, world, offer) {
                 return advice;
             }
-            let offered = match offer {
-                Offer::Nothing => "this world offers no imports",
-                Offer::Granted(_) | Offer::All => "hosts offer nothing but capabilities",
+            let offered = match world {
+                World::Model | World::Chat => "this world offers no imports",
+                World::Sampler | World::Filter | World::Tool | World::Pipeline => {
+                    "hosts offer nothing but capabilities"
+                }
             };
             format!(
                 "it imports {}, but {offered}: {}; {}",

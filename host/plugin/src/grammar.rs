@@ -1,6 +1,8 @@
 //! Grammars of one model: compiles what an answer must match. The only place, with the files below it, that knows
 //! `llguidance`. Knows no logits and no guest.
 
+pub(crate) mod desk;
+mod place;
 mod session;
 mod source;
 
@@ -8,16 +10,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use galerne_core::grammar::{
-    GrammarError, GrammarFactory, GrammarSession, GrammarSource, Next, TokenText, TokenTexts,
+    GrammarError, GrammarFactory, GrammarSession, GrammarSource, HeldGrammar, Next, TokenText, TokenTexts,
 };
 use galerne_core::guest::Waker;
 use galerne_core::limits::GrammarLimits;
-use llguidance::api::ParserLimits;
-use llguidance::toktrie::{ApproximateTokEnv, INVALID_TOKEN, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::api::{GrammarInit, ParserLimits};
+use llguidance::toktrie::{
+    ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie,
+};
+use llguidance::{Logger, Matcher, ParserFactory};
 
 use crate::errors::bounded;
 use crate::host::HostShared;
+use place::{Held, Place};
 use session::Session;
 
 /// The library's compiler calls itself for each rule or reference on the way to another, and a stack that overflows ends the
@@ -45,10 +50,8 @@ impl fmt::Debug for Grammars {
 impl Grammars {
     pub(crate) fn new(host: Arc<HostShared>, texts: &TokenTexts) -> Result<Self, GrammarError> {
         let vocabulary = u32::try_from(texts.tokens.len()).unwrap_or(u32::MAX);
-        let mut factory = ParserFactory::new_simple(&environment(texts, vocabulary))
+        let factory = ParserFactory::new_simple(&environment(texts, vocabulary))
             .map_err(|error| host_error(&bounded(&format!("prepare the vocabulary: {error:#}"))))?;
-        factory.quiet();
-        *factory.limits_mut() = parser_limits(&host.options.grammar_limits);
         Ok(Self {
             host,
             factory,
@@ -59,43 +62,76 @@ impl Grammars {
 
 impl GrammarFactory for Grammars {
     fn session(&self, source: &GrammarSource, waker: Waker) -> Result<Box<dyn GrammarSession>, GrammarError> {
+        let states_max = self.host.options.grammar_limits.lexer_states_max;
+        let (place, first) = self.place(source, states_max)?;
+        let session = Session::new(Arc::clone(&self.host), place, Some(first), waker);
+        Ok(Box::new(session))
+    }
+
+    fn hold(&self, source: &GrammarSource) -> Result<Arc<dyn HeldGrammar>, GrammarError> {
+        let limits = &self.host.options.grammar_limits;
+        let share = limits.lexer_states_max / (limits.compiled_max as usize).max(1);
+        let (place, _) = self.place(source, share)?;
+        Ok(Arc::new(Held {
+            host: Arc::clone(&self.host),
+            place,
+        }))
+    }
+}
+
+impl Grammars {
+    /// A grammar at its beginning, with a lexer of at most so many states, and what may follow there.
+    fn place(&self, source: &GrammarSource, states_max: usize) -> Result<(Arc<Place>, Next), GrammarError> {
         let limits = &self.host.options.grammar_limits;
         source::check_size(source, limits)?;
         let stack_bytes = limits
             .source_bytes_max
             .saturating_mul(STACK_BYTES_PER_SOURCE_BYTE);
-        let (matcher, first) = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new()
-                .name("grammar".to_owned())
-                .stack_size(stack_bytes.max(STACK_BYTES_MIN));
-            let compiling = thread.spawn_scoped(scope, || self.compile(source));
-            let compiling = compiling.map_err(|error| host_error(&format!("start a thread: {error}")))?;
-            compiling
-                .join()
-                .unwrap_or_else(|_| Err(host_error("a panic while compiling, see standard error")))
-        })?;
-        let session = Session::new(Arc::clone(&self.host), matcher, first, self.vocabulary, waker);
-        Ok(Box::new(session))
+        on_stack(stack_bytes.max(STACK_BYTES_MIN), || {
+            self.compile(source, states_max)
+        })
     }
-}
 
-impl Grammars {
-    /// A grammar in its first state, and what may follow there.
-    fn compile(&self, source: &GrammarSource) -> Result<(Matcher, Next), GrammarError> {
+    fn compile(&self, source: &GrammarSource, states_max: usize) -> Result<(Arc<Place>, Next), GrammarError> {
         let refused = |reason: String| GrammarError::Source {
             kind: source.kind(),
             reason,
         };
-        let parser = self.factory.create_parser(source::top_level(source));
+        let parser = self.factory.create_parser_from_init_ext(
+            GrammarInit::Serialized(source::top_level(source)),
+            Logger::new(0, 0),
+            InferenceCapabilities::default(),
+            ParserLimits {
+                max_lexer_states: states_max,
+                ..parser_limits(&self.host.options.grammar_limits)
+            },
+        );
         let parser = parser.map_err(|error| refused(reason(&format!("{error:#}"))))?;
-        let mut matcher = Matcher::new(Ok(parser));
+        let place = Place::new(Matcher::new(Ok(parser)), self.vocabulary);
         // Found here, a grammar without a text is the request's fault and not the answer's end.
-        let first = session::next(&mut matcher, &[], self.vocabulary).map_err(|error| match error {
+        let first = place.next().map_err(|error| match error {
             GrammarError::Stuck { .. } => refused("no text matches it".to_owned()),
             other => other,
         })?;
-        Ok((matcher, first))
+        Ok((Arc::new(place), first))
     }
+}
+
+/// Works on a thread with a stack of its own, and waits for it.
+fn on_stack<T: Send>(
+    stack_bytes: usize,
+    work: impl FnOnce() -> Result<T, GrammarError> + Send,
+) -> Result<T, GrammarError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("grammar".to_owned())
+            .stack_size(stack_bytes);
+        let working = thread.spawn_scoped(scope, work);
+        let working = working.map_err(|error| host_error(&format!("start a thread: {error}")))?;
+        working
+            .join()
+            .unwrap_or_else(|_| Err(host_error("a panic at work, see standard error")))
+    })
 }
 
 fn host_error(reason: &str) -> GrammarError {

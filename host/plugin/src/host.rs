@@ -33,7 +33,7 @@ use crate::pipeline::PipelineGuest;
 use crate::runtime;
 use crate::sampler::SamplerGuest;
 use crate::tool::ToolGuest;
-use crate::workers::{GRAMMAR_STACK_BYTES, Workers};
+use crate::workers::{GRAMMAR_STACK_BYTES, WORKERS_MAX, Workers};
 
 /// Settings of a [`PluginHost`].
 #[derive(Debug, Clone)]
@@ -110,9 +110,10 @@ static NOTHING: Grants = Grants {
     http: Vec::new(),
     kv: false,
     secrets: BTreeSet::new(),
+    grammar: false,
 };
 
-/// What filters, tools and pipelines loaded from here may do outside themselves.
+/// What guests loaded from here may do outside themselves.
 #[derive(Clone)]
 enum Granted {
     /// Nothing.
@@ -154,7 +155,7 @@ impl PluginHost {
     /// # Errors
     /// Options out of range, or the operating system refuses address space or threads.
     pub fn new(options: PluginOptions) -> Result<Self, PluginError> {
-        if !(1..=64).contains(&options.workers) {
+        if !(1..=WORKERS_MAX).contains(&options.workers) {
             return Err(PluginError::Option {
                 option: "workers",
                 expected: "from 1 to 64",
@@ -221,8 +222,8 @@ impl PluginHost {
         }
     }
 
-    /// The same host for the guests of one deployment: filters and tools loaded from it may import what is granted, and
-    /// ask for it.
+    /// The same host for the guests of one deployment: they may import what is granted and their world may have, and ask
+    /// for it.
     #[must_use]
     pub fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Self {
         Self {
@@ -253,7 +254,7 @@ impl PluginHost {
         }
     }
 
-    /// Loads a component of the world `galerne:sampling/sampler@0.1.0`. `name` is for messages.
+    /// Loads a component of the world `galerne:sampling/sampler`, in any version this host speaks. `name` is for messages.
     ///
     /// # Errors
     /// Too large, no component, or it does not fit the world.
@@ -464,13 +465,13 @@ impl PluginHost {
     /// What a guest of this world may import; one that may import anything is given its way to the host.
     fn offer<'a>(&'a self, core: &mut GuestCore, world: World) -> Offer<'a> {
         match (world, &self.granted) {
-            (World::Model | World::Chat | World::Sampler, _) => Offer::Nothing,
-            (World::Filter | World::Tool | World::Pipeline, Granted::Nothing) => Offer::Granted(&NOTHING),
-            (World::Filter | World::Tool | World::Pipeline, Granted::Deployment(capabilities)) => {
+            // These are loaded for a model, and no deployment grants them anything.
+            (World::Model | World::Chat, _) | (_, Granted::Nothing) => Offer::Granted(&NOTHING),
+            (_, Granted::Deployment(capabilities)) => {
                 core.capabilities = Some(Arc::clone(capabilities));
                 Offer::Granted(capabilities.grants())
             }
-            (World::Filter | World::Tool | World::Pipeline, Granted::Look) => Offer::All,
+            (_, Granted::Look) => Offer::All,
         }
     }
 }

@@ -4,26 +4,24 @@ use galerne_core::guest::World;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// Interfaces a component exports to be of a world, without the version.
-const EXPORTS: &[(&str, World)] = &[
-    ("galerne:model/architecture", World::Model),
-    ("galerne:chat/format", World::Chat),
-    ("galerne:sampling/sampling", World::Sampler),
-    ("galerne:filter/filtering", World::Filter),
-    ("galerne:tool/tools", World::Tool),
-    ("galerne:pipeline/pipelines", World::Pipeline),
+/// Interfaces a component exports to be of a world, and the versions of each that this host speaks, the newest last.
+const EXPORTS: &[(&str, World, &[&str])] = &[
+    ("galerne:model/architecture", World::Model, &["0.1.0"]),
+    ("galerne:chat/format", World::Chat, &["0.1.0"]),
+    ("galerne:sampling/sampling", World::Sampler, &["0.1.0", "0.2.0"]),
+    ("galerne:filter/filtering", World::Filter, &["0.1.0"]),
+    ("galerne:tool/tools", World::Tool, &["0.1.0"]),
+    ("galerne:pipeline/pipelines", World::Pipeline, &["0.1.0"]),
 ];
-/// The version of the contract this host speaks, for every world.
-const VERSION: &str = "0.1.0";
 /// Names listed in one message.
 const LISTED_MAX: usize = 8;
 
-/// Package, world and version, for messages.
+/// Package, world and newest version, for messages.
 pub(crate) fn full_name(world: World) -> &'static str {
     match world {
         World::Model => "galerne:model/model@0.1.0",
         World::Chat => "galerne:chat/chat@0.1.0",
-        World::Sampler => "galerne:sampling/sampler@0.1.0",
+        World::Sampler => "galerne:sampling/sampler@0.2.0",
         World::Filter => "galerne:filter/filter@0.1.0",
         World::Tool => "galerne:tool/tool@0.1.0",
         World::Pipeline => "galerne:pipeline/pipeline@0.1.0",
@@ -71,18 +69,18 @@ pub(crate) fn broken(reason: &str) -> String {
 
 /// The worlds whose exports the component has, at least one.
 pub(crate) fn worlds(engine: &Engine, component: &Component) -> Result<Vec<World>, String> {
-    let ty = component.component_type();
-    let exports: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
+    let exports = exports(engine, component);
     let mut worlds = Vec::new();
     for export in &exports {
         let (interface, version) = export.split_once('@').unwrap_or((export, "none"));
-        let Some((_, world)) = EXPORTS.iter().find(|(known, _)| *known == interface) else {
+        let Some((_, world, versions)) = EXPORTS.iter().find(|(known, ..)| *known == interface) else {
             continue;
         };
-        if version != VERSION {
+        if !versions.contains(&version) {
             return Err(format!(
-                "it exports {interface} in version {version}, and this host speaks {VERSION}; \
-                 build it with the SDK of this host's version"
+                "it exports {interface} in version {version}, and this host speaks {}; \
+                 build it with the SDK of this host's version",
+                versions.join(" and ")
             ));
         }
         worlds.push(*world);
@@ -90,7 +88,7 @@ pub(crate) fn worlds(engine: &Engine, component: &Component) -> Result<Vec<World
     if worlds.is_empty() {
         let known: Vec<String> = EXPORTS
             .iter()
-            .map(|(name, world)| format!("{name}@{VERSION} ({world})"))
+            .filter_map(|(name, world, versions)| Some(format!("{name}@{} ({world})", versions.last()?)))
             .collect();
         return Err(format!(
             "it exports {}; expected one of {}",
@@ -99,7 +97,15 @@ pub(crate) fn worlds(engine: &Engine, component: &Component) -> Result<Vec<World
         ));
     }
     worlds.sort_unstable();
+    // A component may bring several versions of one world.
+    worlds.dedup();
     Ok(worlds)
+}
+
+/// The names of all exports.
+pub(crate) fn exports(engine: &Engine, component: &Component) -> Vec<String> {
+    let ty = component.component_type();
+    ty.exports(engine).map(|(name, _)| name.to_owned()).collect()
 }
 
 /// The names of all imports.

@@ -1,59 +1,92 @@
 //! A loaded sampling guest and its sessions, whose questions are answered on the worker threads.
 //! Knows nothing of logits and how a plan is executed.
 
+mod versions;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, SamplerSession, Waker};
+use galerne_core::capability::CapabilitySession;
+use galerne_core::grammar::{GrammarId, GrammarSession};
+use galerne_core::guest::{
+    Answer, GuestError, PlanStep, SamplerFactory, SamplerSession, SequenceInfo, Waker,
+};
 use galerne_core::sampling::{Candidate, PlanError, SamplingPlan};
+use serde::{Deserialize, Serialize};
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, ResourceAny};
 
-use crate::bindings::sampling::exports::galerne::sampling::sampling::SequenceInfo;
-use crate::bindings::sampling::{Sampler, SamplerPre};
-use crate::convert;
+use crate::capability::GRAMMARS;
+use crate::grammar::desk::{Desk, not_held};
+use crate::inspect;
 use crate::instance::GuestCore;
 use crate::limiter::StoreState;
 use crate::workers::{Nature, QUICK_MAX};
+use versions::{Linked, Sampler};
 
-/// A guest of the world `galerne:sampling/sampler@0.1.0`. Each session has its own instance.
+/// A guest's plan as it comes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct GuestPlan {
+    pub(crate) plan: SamplingPlan,
+    /// The grammar it names.
+    pub(crate) grammar: Option<GrammarId>,
+}
+
+/// A plan that can be executed.
+pub(crate) struct Planned {
+    pub(crate) plan: SamplingPlan,
+    pub(crate) grammar: Option<Box<dyn GrammarSession>>,
+}
+
+/// Who answers what a guest asks of its grammars.
+pub(crate) enum Grammars {
+    /// Nobody: it may not ask.
+    None,
+    /// This process.
+    Here(Arc<Desk>),
+    /// The host of this cell, which also finds what plans name.
+    Host(Box<dyn CapabilitySession>),
+}
+
+/// A guest of the world `galerne:sampling/sampler`. Each session has its own instance. Cloning is cheap.
+#[derive(Clone)]
 pub(crate) struct SamplerGuest {
     core: GuestCore,
-    pre: SamplerPre<StoreState>,
+    linked: Arc<Linked>,
+    /// Whether it imports grammars.
+    asks: bool,
 }
 
 impl SamplerGuest {
     pub(crate) fn new(core: GuestCore, pre: InstancePre<StoreState>) -> Result<Self, GuestError> {
-        let pre = SamplerPre::new(pre).map_err(|error| core.link_error(&error))?;
-        core.try_out(pre.instance_pre(), |store, instance| {
-            Sampler::new(store, instance)
-        })?;
-        Ok(Self { core, pre })
+        let imports = inspect::imports(&core.host.engine, pre.component());
+        Ok(Self {
+            asks: imports.iter().any(|import| import == GRAMMARS),
+            linked: Arc::new(Linked::new(&core, pre)?),
+            core,
+        })
     }
-}
 
-impl SamplerFactory for SamplerGuest {
-    fn session(
+    /// A session whose guest asks what it asks of `grammars`.
+    pub(crate) fn open(
         &self,
-        params_json: &str,
-        vocabulary: u32,
-        seed: u64,
+        info: &SequenceInfo<'_>,
+        grammars: Grammars,
         waker: Waker,
-    ) -> Result<Box<dyn SamplerSession>, GuestError> {
-        let info = SequenceInfo {
-            params_json: params_json.to_owned(),
-            vocabulary,
-            seed,
-        };
+    ) -> Result<Session, GuestError> {
         let mut store = self.core.store();
+        let (desk, asked, waits) = match grammars {
+            _ if !self.asks => (None, None, false),
+            Grammars::None => (None, None, false),
+            Grammars::Here(desk) => (Some(Arc::clone(&desk)), Some(desk.asked()), false),
+            Grammars::Host(asked) => (None, Some(asked), true),
+        };
+        store.data_mut().asking().set_session(asked);
         let limit = self.core.limits().request_deadline;
         let (sampler, created) = self.core.call(&mut store, "create", limit, |store| {
-            let sampler: Sampler = self.pre.instantiate(&mut *store)?;
-            let created = sampler
-                .galerne_sampling_sampling()
-                .session()
-                .call_create(store, &info)?;
+            let sampler = self.linked.instantiate(store)?;
+            let created = sampler.create(store, info)?;
             Ok((sampler, created))
         })?;
         let resource = created.map_err(|message| self.core.refused("create", &message))?;
@@ -67,14 +100,60 @@ impl SamplerFactory for SamplerGuest {
         };
         let shared = SessionShared {
             core: self.core.clone(),
-            vocabulary,
+            vocabulary: info.vocabulary,
+            desk,
+            waits,
             waker,
             slot: Mutex::new(slot),
         };
-        Ok(Box::new(Session {
+        Ok(Session {
             shared: Arc::new(shared),
-        }))
+            grammar: None,
+        })
     }
+}
+
+impl SamplerFactory for SamplerGuest {
+    fn session(&self, info: &SequenceInfo<'_>, waker: Waker) -> Result<Box<dyn SamplerSession>, GuestError> {
+        let desk = desk(&self.core, info, &waker);
+        let grammars = desk.map_or(Grammars::None, Grammars::Here);
+        Ok(Box::new(self.open(info, grammars, waker)?))
+    }
+}
+
+/// Who answers a guest's questions about grammars, if it may have any.
+pub(crate) fn desk(core: &GuestCore, info: &SequenceInfo<'_>, waker: &Waker) -> Option<Arc<Desk>> {
+    let factory = info.grammars.filter(|_| core.grants().grammar)?;
+    let limits = core.host.options.grammar_limits;
+    Some(Desk::new(Arc::clone(factory), limits, Arc::clone(waker)))
+}
+
+/// Checks a guest's plan, and finds the grammar it names.
+pub(crate) fn planned(
+    core: &GuestCore,
+    vocabulary: u32,
+    desk: Option<&Arc<Desk>>,
+    guest: GuestPlan,
+) -> Result<Planned, GuestError> {
+    let GuestPlan { plan, grammar } = guest;
+    let checked = plan.check(vocabulary, core.host.options.candidates_max);
+    let grammar = checked.and_then(|()| match (grammar, desk) {
+        (None, _) => Ok(None),
+        (Some(id), Some(desk)) => desk.named(id).map(Some),
+        (Some(id), None) => Err(not_held(id)),
+    });
+    match grammar {
+        Ok(grammar) => Ok(Planned { plan, grammar }),
+        Err(error) => Err(plan_error(core, error)),
+    }
+}
+
+/// The guest's plan or choice cannot be executed.
+pub(crate) fn plan_error(core: &GuestCore, error: PlanError) -> GuestError {
+    core.counted(GuestError::Plan {
+        guest: core.name.to_string(),
+        error,
+    })
 }
 
 /// A session's own instance. Dropped without running the guest's destructor: the instance goes as a whole.
@@ -90,7 +169,9 @@ enum Question {
 }
 
 enum Reply {
-    Plan(SamplingPlan),
+    Plan(Planned),
+    /// In a cell, whose host finds the grammar it names.
+    GuestPlan(GuestPlan),
     Choice(usize),
 }
 
@@ -114,13 +195,19 @@ struct Slot {
 struct SessionShared {
     core: GuestCore,
     vocabulary: u32,
+    desk: Option<Arc<Desk>>,
+    /// Whether the guest may wait for the host of this cell, which must not keep whoever hears the host.
+    waits: bool,
     waker: Waker,
     // A std Mutex: held for moves only, never while the guest runs.
     slot: Mutex<Slot>,
 }
 
-struct Session {
+/// A sampler's session in this process.
+pub(crate) struct Session {
     shared: Arc<SessionShared>,
+    /// What the plan just taken brings.
+    grammar: Option<Box<dyn GrammarSession>>,
 }
 
 impl Session {
@@ -139,7 +226,11 @@ impl Session {
         }
         slot.open = true;
         slot.answer = None;
-        let nature = slot.nature;
+        let nature = if self.shared.waits {
+            Nature::Any
+        } else {
+            slot.nature
+        };
         drop(slot);
         let shared = Arc::clone(&self.shared);
         if self
@@ -152,6 +243,15 @@ impl Session {
         {
             self.shared.queue_full(call);
         }
+    }
+
+    /// In a cell: the plan as it came.
+    pub(crate) fn take_guest_plan(&mut self) -> Answer<GuestPlan> {
+        self.take("plan", |reply| match reply {
+            Reply::GuestPlan(plan) => Some(plan),
+            Reply::Plan(Planned { plan, .. }) => Some(GuestPlan { plan, grammar: None }),
+            Reply::Choice(_) => None,
+        })
     }
 
     /// The answer, if it is there, as `pick` sees it.
@@ -177,14 +277,28 @@ impl Session {
 
 impl SamplerSession for Session {
     fn request_plan(&mut self, step: PlanStep) {
+        if let Some(desk) = &self.shared.desk {
+            desk.drawn(&step.accepted);
+        }
         self.ask("plan", Question::Plan(step));
     }
 
     fn take_plan(&mut self) -> Answer<SamplingPlan> {
-        self.take("plan", |reply| match reply {
-            Reply::Plan(plan) => Some(plan),
-            Reply::Choice(_) => None,
-        })
+        let planned = self.take("plan", |reply| match reply {
+            Reply::Plan(planned) => Some(planned),
+            Reply::GuestPlan(_) | Reply::Choice(_) => None,
+        });
+        match planned {
+            Answer::Pending => Answer::Pending,
+            Answer::Ready(planned) => Answer::Ready(planned.map(|Planned { plan, grammar }| {
+                self.grammar = grammar;
+                plan
+            })),
+        }
+    }
+
+    fn take_grammar(&mut self) -> Option<Box<dyn GrammarSession>> {
+        self.grammar.take()
     }
 
     fn request_choice(&mut self, candidates: Vec<Candidate>) {
@@ -194,7 +308,7 @@ impl SamplerSession for Session {
     fn take_choice(&mut self) -> Answer<usize> {
         self.take("choose", |reply| match reply {
             Reply::Choice(index) => Some(index),
-            Reply::Plan(_) => None,
+            Reply::Plan(_) | Reply::GuestPlan(_) => None,
         })
     }
 }
@@ -264,64 +378,50 @@ impl SessionShared {
         // A panic below is a bug of the host. It ends this request; the worker and its other sessions go on.
         // Unwind safety: the store is dropped after any error.
         catch_unwind(AssertUnwindSafe(|| match question {
-            Question::Plan(step) => self.plan(live, step).map(Reply::Plan),
+            Question::Plan(step) => self.plan(live, &step),
             Question::Choice(candidates) => self.choose(live, &candidates).map(Reply::Choice),
         }))
         .unwrap_or_else(|_| Err(self.core.host_bug(call, "panic, see standard error")))
     }
 
-    fn plan(&self, live: &mut Live, step: PlanStep) -> Result<SamplingPlan, GuestError> {
-        let step = convert::sampling::step(step);
+    fn plan(&self, live: &mut Live, step: &PlanStep) -> Result<Reply, GuestError> {
         let Live {
             store,
             sampler,
             resource,
         } = live;
+        let limit = self.core.limits().step_deadline;
         let plan = self
             .core
-            .call(store, "plan", self.core.limits().step_deadline, |store| {
-                sampler
-                    .galerne_sampling_sampling()
-                    .session()
-                    .call_plan(store, *resource, &step)
-            })?;
-        let plan = convert::sampling::plan(plan);
-        match plan.check(self.vocabulary, self.core.host.options.candidates_max) {
-            Ok(()) => Ok(plan),
-            Err(error) => Err(self.plan_error(error)),
+            .call(store, "plan", limit, |store| sampler.plan(store, *resource, step))?;
+        // The host of a cell checks what comes out of it, whatever was checked inside.
+        if self.waits {
+            return Ok(Reply::GuestPlan(plan));
         }
+        planned(&self.core, self.vocabulary, self.desk.as_ref(), plan).map(Reply::Plan)
     }
 
     fn choose(&self, live: &mut Live, candidates: &[Candidate]) -> Result<usize, GuestError> {
-        let shown = convert::sampling::candidates(candidates);
         let Live {
             store,
             sampler,
             resource,
         } = live;
-        let index = self
-            .core
-            .call(store, "choose", self.core.limits().step_deadline, |store| {
-                sampler
-                    .galerne_sampling_sampling()
-                    .session()
-                    .call_choose(store, *resource, &shown)
-            })?;
+        let limit = self.core.limits().step_deadline;
+        let index = self.core.call(store, "choose", limit, |store| {
+            sampler.choose(store, *resource, candidates)
+        })?;
         match usize::try_from(index) {
             Ok(index) if index < candidates.len() => Ok(index),
-            _ => Err(self.plan_error(PlanError {
-                field: "choose".into(),
-                expected: "an index into the candidates".into(),
-                got: format!("{index} of {} candidates", candidates.len()),
-            })),
+            _ => Err(plan_error(
+                &self.core,
+                PlanError {
+                    field: "choose".into(),
+                    expected: "an index into the candidates".into(),
+                    got: format!("{index} of {} candidates", candidates.len()),
+                },
+            )),
         }
-    }
-
-    fn plan_error(&self, error: PlanError) -> GuestError {
-        self.core.counted(GuestError::Plan {
-            guest: self.core.name.to_string(),
-            error,
-        })
     }
 
     fn queue_full(&self, call: &'static str) {

@@ -10,6 +10,9 @@ pub(crate) const GRAMMAR_STACK_BYTES: usize = 64 << 20;
 /// Enough for a guest's call and all around it.
 pub(crate) const GUEST_STACK_BYTES: usize = 4 << 20;
 
+/// Most threads that answer samplers and grammars.
+pub(crate) const WORKERS_MAX: usize = 64;
+
 /// Something a worker does.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use galerne_core::chat::ChatOptions;
-use galerne_core::guest::{Answer, GuestError, PlanStep};
+use galerne_core::guest::{Answer, GuestError, PlanStep, SequenceInfo};
 use galerne_core::ids::TokenId;
 use galerne_core::limits::CellLimits;
 use galerne_plugin::{Isolation, PluginHost, PluginOptions};
@@ -70,7 +70,7 @@ fn a_cell_that_dies_ends_its_requests_and_comes_back() {
         .expect("it fits");
     let session = || {
         guest
-            .session("{}", 100, 0, counting_waker().0)
+            .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
             .expect("a session")
     };
     let mut before = session();
@@ -110,7 +110,9 @@ fn tenants_have_cells_of_their_own() {
     let component = Sampler::default().component();
     let load = |tenant: &str| host.for_tenant(tenant).load_sampler("good", &component);
     let (ours, theirs) = (load("ours").expect("it fits"), load("theirs").expect("it fits"));
-    let mut session = ours.session("{}", 100, 0, counting_waker().0).expect("a session");
+    let mut session = ours
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
+        .expect("a session");
     // Stopped in the middle of whatever it does, and then gone.
     drop(theirs);
     plan(&mut session, 1, &[]).expect("a plan");
@@ -125,7 +127,7 @@ fn the_questions_of_a_step_are_all_answered() {
     let mut sessions: Vec<_> = (0..16)
         .map(|_| {
             guest
-                .session("{}", 100, 0, counting_waker().0)
+                .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
                 .expect("a session")
         })
         .collect();
@@ -174,7 +176,7 @@ fn a_closed_session_with_an_open_question_is_no_error() {
         .expect("it fits");
     for _ in 0..100 {
         let mut session = guest
-            .session("{}", 100, 0, counting_waker().0)
+            .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
             .expect("a session");
         session.request_plan(PlanStep {
             position: 0,
@@ -195,7 +197,7 @@ fn whoever_ends_a_session_does_not_wait_for_a_cell_that_does_not_read() {
         .load_sampler("good", &Sampler::default().component())
         .expect("it fits");
     let mut session = guest
-        .session("{}", 100, 0, counting_waker().0)
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
         .expect("a session");
     signal(7, STOP);
     // More than the socket takes.

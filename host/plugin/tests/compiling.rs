@@ -5,7 +5,7 @@ mod guests;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use galerne_core::guest::GuestError;
+use galerne_core::guest::{GuestError, SequenceInfo};
 use galerne_core::limits::CompileLimits;
 use galerne_plugin::{PluginHost, PluginOptions};
 use guests::expect::{is_limit, is_link, serves};
@@ -64,7 +64,7 @@ fn a_component_compiled_elsewhere_runs_here() {
         .load_sampler("good", &Sampler::default().component())
         .expect("it fits");
     let mut session = guest
-        .session("{}", 100, 0, guests::counting_waker().0)
+        .session(&SequenceInfo::new("{}", 100, 0), guests::counting_waker().0)
         .expect("a session");
     assert!(guests::plan(&mut session, 1, &[]).is_ok());
 }

@@ -9,7 +9,7 @@ use galerne_core::chat::{ChatOptions, Delta, Message, Segment};
 use galerne_core::dtype::DType;
 use galerne_core::filter::{Channel, FilterRequest, Verdict};
 use galerne_core::graph::Op;
-use galerne_core::guest::{Architecture, GuestError};
+use galerne_core::guest::{Architecture, GuestError, SequenceInfo};
 use galerne_core::limits::GraphLimits;
 use galerne_core::validate::validate;
 use galerne_core::weights::{WeightIndex, WeightInfo};
@@ -148,13 +148,13 @@ fn mirostat_plans_and_chooses() {
     };
     let guest = host().load_sampler("mirostat", &component).expect("it fits");
     let mut session = guest
-        .session("{}", 49_152, 7, counting_waker().0)
+        .session(&SequenceInfo::new("{}", 49_152, 7), counting_waker().0)
         .expect("a session");
     let first = plan(&mut session, 0, &[]).expect("a plan");
     assert!(first.candidates > 0, "mirostat chooses itself: {first:?}");
     assert!(choose(&mut session, 40).expect("a choice") < 40);
     let error = guest
-        .session("[", 49_152, 7, counting_waker().0)
+        .session(&SequenceInfo::new("[", 49_152, 7), counting_waker().0)
         .err()
         .expect("not JSON");
     assert!(matches!(error, GuestError::Refused { .. }), "{error}");

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use galerne_core::chat::{ChatError, ChatOptions, Delta, Message, Segment};
 use galerne_core::graph::{Activation, Graph, Op};
+use galerne_core::guest::SequenceInfo;
 use galerne_core::ids::NodeId;
 use guests::{Chat, Model, Sampler, choose, counting_waker, host, plan, words};
 
@@ -102,7 +103,9 @@ fn a_session_plans_and_chooses() {
         .load_sampler("good", &Sampler::default().component())
         .expect("it fits");
     let (waker, wakes) = counting_waker();
-    let mut session = guest.session("{}", 1_000, 0, waker).expect("a session");
+    let mut session = guest
+        .session(&SequenceInfo::new("{}", 1_000, 0), waker)
+        .expect("a session");
     let first = plan(&mut session, 7, &[1, 2, 3]).expect("a plan");
     assert_eq!((first.temperature, first.candidates), (7.0, 3));
     assert_eq!(
@@ -130,7 +133,11 @@ fn sessions_have_separate_instances() {
     let guest = host()
         .load_sampler("counter", &guest.component())
         .expect("it fits");
-    let mut sessions = [0, 1].map(|_| guest.session("{}", 10, 0, counting_waker().0).expect("a session"));
+    let mut sessions = [0, 1].map(|_| {
+        guest
+            .session(&SequenceInfo::new("{}", 10, 0), counting_waker().0)
+            .expect("a session")
+    });
     for expected in 1..4u8 {
         for session in &mut sessions {
             assert_eq!(

@@ -5,7 +5,7 @@ mod guests;
 use std::time::{Duration, Instant};
 
 use galerne_core::chat::{ChatError, ChatOptions, Delta};
-use galerne_core::guest::{Answer, GuestError, PlanStep};
+use galerne_core::guest::{Answer, GuestError, PlanStep, SequenceInfo};
 use galerne_plugin::PluginOptions;
 use guests::expect::{FOREVER, is_deadline, is_limit, is_trap, serves};
 use guests::{Chat, Sampler, choose, counting_waker, host, host_with, plan};
@@ -19,7 +19,7 @@ fn failing_plan(plan_body: &str) -> GuestError {
     };
     let guest = host.load_sampler("evil", &guest.component()).expect("it fits");
     let mut session = guest
-        .session("{}", 100, 0, counting_waker().0)
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
         .expect("a session");
     let error = plan(&mut session, 0, &[]).expect_err("it misbehaves");
     assert_eq!(
@@ -31,7 +31,9 @@ fn failing_plan(plan_body: &str) -> GuestError {
     let good = host
         .load_sampler("good", &Sampler::default().component())
         .expect("it fits");
-    let mut session = good.session("{}", 100, 0, counting_waker().0).expect("a session");
+    let mut session = good
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
+        .expect("a session");
     assert!(plan(&mut session, 1, &[]).is_ok());
     error
 }
@@ -85,7 +87,7 @@ fn a_choice_outside_the_candidates() {
         };
         let guest = host.load_sampler("evil", &guest.component()).expect("it fits");
         let mut session = guest
-            .session("{}", 100, 0, counting_waker().0)
+            .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
             .expect("a session");
         let error = choose(&mut session, 3).expect_err("out of range");
         assert!(
@@ -105,7 +107,7 @@ fn failing_create(create: &str) -> GuestError {
     };
     let guest = host.load_sampler("evil", &guest.component()).expect("it fits");
     let error = guest
-        .session("{}", 100, 0, counting_waker().0)
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
         .err()
         .expect("it misbehaves");
     serves(&host);
@@ -152,8 +154,13 @@ fn a_looping_session_does_not_stop_the_others() {
     let good = host
         .load_sampler("good", &Sampler::default().component())
         .expect("it fits");
-    let mut looping = evil.session("{}", 100, 0, counting_waker().0).expect("a session");
-    let mut others = [0, 1].map(|_| good.session("{}", 100, 0, counting_waker().0).expect("a session"));
+    let mut looping = evil
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
+        .expect("a session");
+    let mut others = [0, 1].map(|_| {
+        good.session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
+            .expect("a session")
+    });
     looping.request_plan(PlanStep {
         position: 0,
         accepted: vec![],
@@ -180,10 +187,12 @@ fn a_session_dropped_with_an_open_question_frees_its_instance() {
         ..Sampler::default()
     };
     let evil = host.load_sampler("evil", &evil.component()).expect("it fits");
-    let mut session = evil.session("{}", 100, 0, counting_waker().0).expect("a session");
+    let mut session = evil
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
+        .expect("a session");
     is_limit(
         &evil
-            .session("{}", 100, 0, counting_waker().0)
+            .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
             .err()
             .expect("one instance only"),
         "all instances of this host are in use",
@@ -195,7 +204,10 @@ fn a_session_dropped_with_an_open_question_frees_its_instance() {
     session.flush();
     drop(session);
     let patience = Instant::now() + Duration::from_secs(5);
-    while evil.session("{}", 100, 0, counting_waker().0).is_err() {
+    while evil
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
+        .is_err()
+    {
         assert!(Instant::now() < patience, "the instance was never freed");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -208,7 +220,7 @@ fn a_second_question_while_one_is_open_is_the_hosts_bug_and_harmless() {
         .load_sampler("good", &Sampler::default().component())
         .expect("it fits");
     let mut session = guest
-        .session("{}", 100, 0, counting_waker().0)
+        .session(&SequenceInfo::new("{}", 100, 0), counting_waker().0)
         .expect("a session");
     assert!(
         matches!(session.take_plan(), Answer::Ready(Err(_))),

@@ -17,6 +17,8 @@ mod good;
 mod hostile;
 #[path = "hostile_sessions.rs"]
 mod hostile_sessions;
+#[path = "keeping.rs"]
+mod keeping;
 #[path = "tools.rs"]
 mod tools;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use galerne_core::chat::ChatOptions;
 use galerne_core::filter::{Channel, FilterRequest};
-use galerne_core::guest::{Answer, PlanStep, Waker};
+use galerne_core::guest::{Answer, PlanStep, SequenceInfo, Waker};
 use galerne_core::ids::TokenId;
 use galerne_core::sampling::Candidate;
 use galerne_plugin::{Isolation, PluginHost, PluginOptions};
@@ -61,7 +61,9 @@ fn rounds(when: &str, component: &[u8], shown: u32) {
     let guest = host().load_sampler("good", component).expect("it fits");
     let engine = std::thread::current();
     let waker: Waker = Arc::new(move || engine.unpark());
-    let mut session = guest.session("{}", 49_152, 0, waker).expect("a session");
+    let mut session = guest
+        .session(&SequenceInfo::new("{}", 49_152, 0), waker)
+        .expect("a session");
     let candidates: Vec<Candidate> = (0..shown)
         .map(|token| Candidate {
             token: TokenId(token),
@@ -120,7 +122,7 @@ fn steps(what: &str, host: &PluginHost, component: &[u8]) {
             engine.unpark();
         }
     });
-    let open = || guest.session("{}", 49_152, 0, Arc::clone(&waker));
+    let open = || guest.session(&SequenceInfo::new("{}", 49_152, 0), Arc::clone(&waker));
     report(&format!("{what}: a new session"), timed(2_000, || drop(open())));
     let mut sessions: Vec<_> = (0..16).map(|_| open().expect("a session")).collect();
     let times = timed(5_000, || {

@@ -139,6 +139,8 @@ mod tests {
             &SequenceInfo {
                 params_json: String::new(),
                 vocabulary: 50_000,
+                prompt: Vec::new(),
+                constrained: false,
                 seed,
             },
         )

@@ -103,6 +103,8 @@ mod tests {
         let info = SequenceInfo {
             params_json: params.to_string(),
             vocabulary: 1_000,
+            prompt: Vec::new(),
+            constrained: false,
             seed,
         };
         Watermark::create(params, &info)

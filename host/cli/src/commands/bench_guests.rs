@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::Args;
 use galerne_core::filter::RequestInfo;
-use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, Waker};
+use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, SequenceInfo, Waker};
 use galerne_core::ids::TokenId;
 use galerne_plugin::PluginHost;
 use serde::Serialize;
@@ -53,14 +53,14 @@ pub(super) fn run(data: &DataArgs, args: &GuestsBenchArgs) -> Result<()> {
     let sampler = guests::embedded(SAMPLER)?;
     let waker: Waker = Arc::new(|| ());
     let here = plugins.load_sampler(SAMPLER, sampler)?;
-    let session = || here.session("{}", VOCABULARY, 1, Arc::clone(&waker));
+    let session = || here.session(&SequenceInfo::new("{}", VOCABULARY, 1), Arc::clone(&waker));
     let info = RequestInfo {
         id: "bench".to_owned(),
         model: "bench".to_owned(),
     };
     let filter = plugins.load_filter(FILTER, guests::embedded(FILTER)?)?;
     let in_cell = plugins.for_tenant(TENANT).load_sampler(SAMPLER, sampler)?;
-    let session_in_cell = || in_cell.session("{}", VOCABULARY, 1, Arc::clone(&waker));
+    let session_in_cell = || in_cell.session(&SequenceInfo::new("{}", VOCABULARY, 1), Arc::clone(&waker));
     let figures = [
         measure(args, &format!("a new instance of {SAMPLER}"), session)?,
         measure(args, &format!("a new instance of {FILTER}"), || {
@@ -97,7 +97,7 @@ fn plans(args: &GuestsBenchArgs, name: &str, factory: &dyn SamplerFactory) -> Re
             asker.unpark();
         }
     });
-    let open = |_| factory.session("{}", VOCABULARY, 1, Arc::clone(&waker));
+    let open = |_| factory.session(&SequenceInfo::new("{}", VOCABULARY, 1), Arc::clone(&waker));
     let mut sessions = (0..SEQUENCES).map(open).collect::<Result<Vec<_>, _>>()?;
     let step = || {
         missing.store(SEQUENCES, Ordering::Release);

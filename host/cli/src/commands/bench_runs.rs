@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use galerne_core::grammar::{GrammarFactory, GrammarSession, GrammarSource};
-use galerne_core::guest::SamplerFactory;
+use galerne_core::guest::{SamplerFactory, SequenceInfo};
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
 use galerne_core::sampling::SamplingPlan;
 use galerne_engine::handle::EngineHandle;
@@ -95,7 +95,8 @@ impl Runs<'_> {
         Ok(match way {
             Way::Plain => (plan, None),
             Way::Guest(factory) => {
-                let session = factory.session("{}", self.engine.vocabulary(), 1, waker)?;
+                let session =
+                    factory.session(&SequenceInfo::new("{}", self.engine.vocabulary(), 1), waker)?;
                 (Sampling::Guest(session), None)
             }
             Way::Grammar(source) => {

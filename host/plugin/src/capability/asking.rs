@@ -62,7 +62,11 @@ impl Asking {
             ));
         };
         let is_line = matches!(ask, Ask::Log { .. });
-        let is_work = matches!(&ask, Ask::Pipeline(ask) if ask.is_work());
+        let is_work = match &ask {
+            Ask::Pipeline(ask) => ask.is_work(),
+            Ask::Grammar(_) => true,
+            _ => false,
+        };
         if self.left.is_zero() && !is_line {
             return Err(CapabilityError::Timeout(
                 "this call has waited for capabilities as long as it may".to_owned(),

@@ -1,6 +1,7 @@
 //! What guests may import: which interfaces, and the way of a guest's question to whoever answers it.
 
 pub(crate) mod asking;
+pub(crate) mod grammar;
 mod host_calls;
 pub(crate) mod inference;
 pub(crate) mod kv;
@@ -17,15 +18,21 @@ use crate::limiter::StoreState;
 /// An interface a guest may import if its deployment grants it.
 struct Interface {
     name: &'static str,
+    /// Which guests.
+    worlds: &'static [World],
     is_granted: fn(&Grants) -> bool,
     /// What to write in the deployment's table `[capabilities]`.
     grant: &'static str,
     add: fn(&mut Linker<StoreState>) -> wasmtime::Result<()>,
 }
 
+/// Guests that do something; all others decide and do nothing else.
+const DOERS: &[World] = &[World::Filter, World::Tool, World::Pipeline];
+
 const INTERFACES: &[Interface] = &[
     Interface {
         name: "galerne:log/logging@0.1.0",
+        worlds: DOERS,
         is_granted: |grants| grants.log,
         grant: "log = true",
         add: |linker| {
@@ -34,6 +41,7 @@ const INTERFACES: &[Interface] = &[
     },
     Interface {
         name: "galerne:http/client@0.1.0",
+        worlds: DOERS,
         is_granted: |grants| !grants.http.is_empty(),
         grant: "http = [\"HOST\"] with the hosts it may call",
         add: |linker| {
@@ -42,25 +50,39 @@ const INTERFACES: &[Interface] = &[
     },
     Interface {
         name: "galerne:kv/store@0.1.0",
+        worlds: DOERS,
         is_granted: |grants| grants.kv,
         grant: "kv = true",
         add: |linker| bindings::kv::galerne::kv::store::add_to_linker::<_, HasSelf<_>>(linker, |state| state),
     },
     Interface {
         name: "galerne:secrets/vault@0.1.0",
+        worlds: DOERS,
         is_granted: |grants| !grants.secrets.is_empty(),
         grant: "secrets = [\"NAME\"] with the secrets it may read",
         add: |linker| {
             bindings::secrets::galerne::secrets::vault::add_to_linker::<_, HasSelf<_>>(linker, |state| state)
         },
     },
+    Interface {
+        name: GRAMMARS,
+        worlds: &[World::Sampler],
+        is_granted: |grants| grants.grammar,
+        grant: "grammar = true",
+        add: |linker| {
+            bindings::grammar::galerne::grammar::grammars::add_to_linker::<_, HasSelf<_>>(linker, |state| {
+                state
+            })
+        },
+    },
 ];
+
+/// What a sampler that uses grammars imports.
+pub(crate) const GRAMMARS: &str = "galerne:grammar/grammars@0.1.0";
 
 /// What a guest may import.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Offer<'a> {
-    /// Nothing, whatever is granted: its world decides and does nothing else.
-    Nothing,
     /// What its deployment grants.
     Granted(&'a Grants),
     /// Every capability, for a guest that is looked at before any deployment uses it.
@@ -78,12 +100,11 @@ pub(crate) fn link(linker: &mut Linker<StoreState>, world: World, offer: Offer<'
         })?;
     }
     for interface in INTERFACES {
-        let offered = match offer {
-            Offer::Nothing => false,
+        let is_granted = match offer {
             Offer::Granted(grants) => (interface.is_granted)(grants),
             Offer::All => true,
         };
-        if offered {
+        if is_granted && interface.worlds.contains(&world) {
             (interface.add)(linker)?;
         }
     }
@@ -98,20 +119,19 @@ pub(crate) fn advice(imports: &[String], world: World, offer: Offer<'_>) -> Opti
         ));
     }
     let known = |import: &String| INTERFACES.iter().find(|known| known.name == import);
-    let imported = imports.iter().filter_map(known);
-    let (what_to_do, refused): (_, Vec<String>) = match offer {
-        Offer::All => return None,
-        Offer::Nothing => (
-            "leave out what guests of this world cannot have",
-            imported.map(|known| format!("\"{}\"", known.name)).collect(),
-        ),
-        Offer::Granted(grants) => (
-            "write in the table [capabilities] of the deployment what it needs",
-            imported
-                .filter(|known| !(known.is_granted)(grants))
-                .map(|known| format!("\"{}\" is not granted ({})", known.name, known.grant))
-                .collect(),
-        ),
+    let imported: Vec<_> = imports.iter().filter_map(known).collect();
+    let told = |what_to_do: &str, refused: Vec<String>| {
+        (!refused.is_empty()).then(|| format!("{what_to_do}: {}", refused.join("; ")))
     };
-    (!refused.is_empty()).then(|| format!("{what_to_do}: {}", refused.join("; ")))
+    let foreign = imported.iter().filter(|known| !known.worlds.contains(&world));
+    let foreign = foreign.map(|known| format!("\"{}\"", known.name)).collect();
+    told("leave out what guests of this world cannot have", foreign).or_else(|| {
+        let Offer::Granted(grants) = offer else {
+            return None;
+        };
+        let missing = imported.iter().filter(|known| !(known.is_granted)(grants));
+        let missing = missing.map(|known| format!("\"{}\" is not granted ({})", known.name, known.grant));
+        let what_to_do = "write in the table [capabilities] of the deployment what it needs";
+        told(what_to_do, missing.collect())
+    })
 }

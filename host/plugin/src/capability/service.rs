@@ -111,6 +111,9 @@ impl CapabilitySession for Session {
             Ask::Pipeline(_) => Err(CapabilityError::Denied(
                 "only pipelines may ask the model".to_owned(),
             )),
+            Ask::Grammar(_) => Err(CapabilityError::Denied(
+                "only samplers may ask for grammars".to_owned(),
+            )),
         }
     }
 }

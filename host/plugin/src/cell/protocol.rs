@@ -7,12 +7,16 @@ use galerne_core::chat::{ChatError, ChatOptions, Delta, Message, Segment, ToolSp
 use galerne_core::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use galerne_core::graph::Graph;
 use galerne_core::guest::{GuestError, PlanStep, World};
+use galerne_core::ids::TokenId;
 use galerne_core::limits::GuestLimits;
 use galerne_core::pipeline::{PipelineError, PipelineFinish};
-use galerne_core::sampling::{Candidate, SamplingPlan};
+use galerne_core::sampling::Candidate;
 use galerne_core::tool::ToolError;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+
+use crate::sampler::GuestPlan;
+use crate::workers::WORKERS_MAX;
 
 /// Threads a cell has for calls that block, each of which may ask the host one thing at a time. More calls wait for one; a
 /// guest that loops or asks holds one until its deadline.
@@ -22,8 +26,8 @@ pub(crate) const BLOCKING_THREADS: usize = 64;
 /// for tools, which must find a thread.
 pub(crate) const PIPELINE_THREADS: usize = 64;
 
-/// Questions a cell may have open.
-pub(crate) const QUESTIONS_MAX: usize = BLOCKING_THREADS + PIPELINE_THREADS;
+/// Questions a cell may have open: one for each of its threads that call guests.
+pub(crate) const QUESTIONS_MAX: usize = BLOCKING_THREADS + PIPELINE_THREADS + WORKERS_MAX;
 
 /// Numbers a question of a cell; its answer has the same.
 pub(crate) type AskId = u64;
@@ -92,6 +96,8 @@ pub(crate) enum Call {
         params_json: String,
         vocabulary: u32,
         seed: u64,
+        prompt: Vec<TokenId>,
+        constrained: bool,
     },
     Plan(SessionId, PlanStep),
     Choose(SessionId, Vec<Candidate>),
@@ -162,7 +168,7 @@ pub(crate) enum Reply {
     Recognised(bool),
     Segments(Vec<Segment>),
     Deltas(Vec<Delta>),
-    Plan(SamplingPlan),
+    Plan(GuestPlan),
     Choice(u32),
     Verdict(Verdict),
     Text(String),

@@ -3,51 +3,56 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, SamplerSession, Waker};
+use galerne_core::grammar::GrammarSession;
+use galerne_core::guest::{
+    Answer, GuestError, PlanStep, SamplerFactory, SamplerSession, SequenceInfo, Waker,
+};
 use galerne_core::sampling::{Candidate, PlanError, SamplingPlan};
 
 use super::guests::{CellGuest, CellSession};
 use super::outbox::WhenFull;
 use super::protocol::{Call, Failure, Reply};
+use crate::grammar::desk::Desk;
+use crate::sampler::{Planned, desk, plan_error, planned};
 
 /// A sampler in a cell.
 pub(crate) struct CellSampler(pub(crate) Arc<CellGuest>);
 
 impl SamplerFactory for CellSampler {
-    fn session(
-        &self,
-        params_json: &str,
-        vocabulary: u32,
-        seed: u64,
-        waker: Waker,
-    ) -> Result<Box<dyn SamplerSession>, GuestError> {
+    fn session(&self, info: &SequenceInfo<'_>, waker: Waker) -> Result<Box<dyn SamplerSession>, GuestError> {
         let Self(guest) = self;
+        let desk = desk(&guest.core, info, &waker);
+        let asked = desk.as_ref().map(|desk| Arc::new(Mutex::new(desk.asked())));
         let open = |session| Call::Sampler {
             guest: guest.id,
             session,
-            params_json: params_json.to_owned(),
-            vocabulary,
-            seed,
+            params_json: info.params_json.to_owned(),
+            vocabulary: info.vocabulary,
+            seed: info.seed,
+            prompt: info.prompt.to_vec(),
+            constrained: info.constrained,
         };
         let session = guest
-            .open("create", None, open)
+            .open("create", asked, open)
             .map_err(|failure| guest.failure("create", failure))?;
         let shared = Shared {
             guest: Arc::clone(guest),
-            vocabulary,
+            vocabulary: info.vocabulary,
+            desk,
             waker,
             slot: Mutex::default(),
         };
         Ok(Box::new(Session {
             session,
             shared: Arc::new(shared),
+            grammar: None,
         }))
     }
 }
 
 /// What a question may give, checked.
 enum Given {
-    Plan(SamplingPlan),
+    Plan(Planned),
     Choice(usize),
 }
 
@@ -65,6 +70,7 @@ struct Slot {
 struct Shared {
     guest: Arc<CellGuest>,
     vocabulary: u32,
+    desk: Option<Arc<Desk>>,
     waker: Waker,
     // A std Mutex: held for moves only.
     slot: Mutex<Slot>,
@@ -73,6 +79,8 @@ struct Shared {
 struct Session {
     session: CellSession,
     shared: Arc<Shared>,
+    /// What the plan just taken brings.
+    grammar: Option<Box<dyn GrammarSession>>,
 }
 
 impl Shared {
@@ -97,25 +105,20 @@ impl Shared {
 
     fn checked(&self, call: &'static str, candidates: usize, reply: Reply) -> Result<Given, GuestError> {
         let core = &self.guest.core;
-        let wrong = |error| {
-            core.counted(GuestError::Plan {
-                guest: core.name.to_string(),
-                error,
-            })
-        };
         match (call, reply) {
             ("plan", Reply::Plan(plan)) => {
-                plan.check(self.vocabulary, core.host.options.candidates_max)
-                    .map_err(wrong)?;
-                Ok(Given::Plan(plan))
+                planned(core, self.vocabulary, self.desk.as_ref(), plan).map(Given::Plan)
             }
             ("choose", Reply::Choice(index)) => match usize::try_from(index) {
                 Ok(index) if index < candidates => Ok(Given::Choice(index)),
-                _ => Err(wrong(PlanError {
-                    field: "choose".into(),
-                    expected: "an index into the candidates".into(),
-                    got: format!("{index} of {candidates} candidates"),
-                })),
+                _ => Err(plan_error(
+                    core,
+                    PlanError {
+                        field: "choose".into(),
+                        expected: "an index into the candidates".into(),
+                        got: format!("{index} of {candidates} candidates"),
+                    },
+                )),
             },
             _ => Err(core.bad_answer(call, "this call's answer", "another call's")),
         }
@@ -167,14 +170,28 @@ impl Session {
 
 impl SamplerSession for Session {
     fn request_plan(&mut self, step: PlanStep) {
+        if let Some(desk) = &self.shared.desk {
+            desk.drawn(&step.accepted);
+        }
         self.ask("plan", 0, Call::Plan(self.session.id, step));
     }
 
     fn take_plan(&mut self) -> Answer<SamplingPlan> {
-        self.take("plan", |given| match given {
-            Given::Plan(plan) => Some(plan),
+        let planned = self.take("plan", |given| match given {
+            Given::Plan(planned) => Some(planned),
             Given::Choice(_) => None,
-        })
+        });
+        match planned {
+            Answer::Pending => Answer::Pending,
+            Answer::Ready(planned) => Answer::Ready(planned.map(|Planned { plan, grammar }| {
+                self.grammar = grammar;
+                plan
+            })),
+        }
+    }
+
+    fn take_grammar(&mut self) -> Option<Box<dyn GrammarSession>> {
+        self.grammar.take()
     }
 
     fn flush(&mut self) {

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use galerne_core::capability::Grants;
 use galerne_core::guest::{
-    Answer as Taken, Architecture, ChatFormat, ChatParser, FilterSession, GuestError, SamplerFactory,
-    SamplerSession, ToolFactory as _, World,
+    Answer as Taken, Architecture, ChatFormat, ChatParser, FilterSession, GuestError, SamplerSession,
+    SequenceInfo, ToolFactory as _, World,
 };
 
 use super::frames::{Came, Frames, messages};
@@ -23,6 +23,7 @@ use super::remote::Remote;
 use crate::filter::FilterGuest;
 use crate::host::{PluginHost, PluginOptions};
 use crate::pipeline::PipelineGuest;
+use crate::sampler::{self, Grammars, SamplerGuest};
 use crate::sandbox::{self, Bounds, SandboxError};
 use crate::tool::ToolGuest;
 use crate::workers::{GUEST_STACK_BYTES, Nature, Workers};
@@ -108,7 +109,7 @@ fn answer(out: &Outbox, id: CallId, result: Result<Reply, Failure>) {
 enum Guest {
     Model(Arc<dyn Architecture>),
     Chat(Arc<dyn ChatFormat>),
-    Sampler(Arc<dyn SamplerFactory>),
+    Sampler(SamplerGuest),
     Filter(Arc<FilterGuest>),
     Tool(ToolGuest),
     Pipeline(PipelineGuest),
@@ -260,7 +261,16 @@ impl Cell {
                 params_json,
                 vocabulary,
                 seed,
-            } => self.sampler(guest, session, &params_json, vocabulary, seed),
+                prompt,
+                constrained,
+            } => {
+                let info = SequenceInfo {
+                    prompt: &prompt,
+                    constrained,
+                    ..SequenceInfo::new(&params_json, vocabulary, seed)
+                };
+                self.sampler(guest, session, &info)
+            }
             Call::Filter {
                 guest,
                 session,
@@ -319,7 +329,10 @@ impl Cell {
         Ok(match world {
             World::Model => Guest::Model(self.host.load_model(name, artifact)?),
             World::Chat => Guest::Chat(self.host.load_chat(name, artifact)?),
-            World::Sampler => Guest::Sampler(self.host.load_sampler(name, artifact)?),
+            World::Sampler => {
+                let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
+                Guest::Sampler(SamplerGuest::new(core, pre)?)
+            }
             World::Filter => {
                 let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
                 Guest::Filter(Arc::new(FilterGuest::new(core, pre)?))
@@ -335,14 +348,7 @@ impl Cell {
         })
     }
 
-    fn sampler(
-        &self,
-        guest: GuestId,
-        session: SessionId,
-        params_json: &str,
-        vocabulary: u32,
-        seed: u64,
-    ) -> Result<Reply, Failure> {
+    fn sampler(&self, guest: GuestId, session: SessionId, info: &SequenceInfo<'_>) -> Result<Reply, Failure> {
         let Some(Guest::Sampler(guest)) = self.guest(guest) else {
             return Err(unknown("sampler"));
         };
@@ -353,7 +359,8 @@ impl Cell {
                 slot.answer_if_ready(&out);
             }
         });
-        let live = guest.session(params_json, vocabulary, seed, waker)?;
+        let grammars = Grammars::Host(self.remote.session(session));
+        let live = guest.open(info, grammars, waker)?;
         lock(&slot.state).session = Some(live);
         self.open(session, Session::Sampler(slot))
     }
@@ -424,7 +431,7 @@ struct SamplerSlot {
 
 #[derive(Default)]
 struct SamplerState {
-    session: Option<Box<dyn SamplerSession>>,
+    session: Option<sampler::Session>,
     open: Option<(CallId, Asked)>,
 }
 
@@ -436,7 +443,7 @@ impl SamplerSlot {
             answer(out, id, Err(unknown("open session")));
             return;
         };
-        ask(&mut **session);
+        ask(session);
         state.open = Some((id, asked));
         drop(state);
         // A session that has failed answers at once and wakes nobody.
@@ -450,7 +457,7 @@ impl SamplerSlot {
             return;
         };
         let ready = match asked {
-            Asked::Plan => match session.take_plan() {
+            Asked::Plan => match session.take_guest_plan() {
                 Taken::Pending => return,
                 Taken::Ready(plan) => plan.map(Reply::Plan),
             },

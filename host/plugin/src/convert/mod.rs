@@ -5,3 +5,4 @@ pub(crate) mod filter;
 pub(crate) mod model;
 pub(crate) mod pipeline;
 pub(crate) mod sampling;
+pub(crate) mod sampling_0_1;

@@ -2,7 +2,8 @@
 //! answers a pipeline's questions does.
 
 use galerne_core::chat::{Delta, Message, ToolCall, ToolSpec};
-use galerne_core::pipeline::{GenerateOptions, GrammarText, Outcome, OutputFinish, PipelineFinish};
+use galerne_core::grammar::GrammarText;
+use galerne_core::pipeline::{GenerateOptions, Outcome, OutputFinish, PipelineFinish};
 use galerne_core::sampling::SamplingPlan;
 
 use crate::bindings::pipeline::exports::galerne::pipeline::pipelines;

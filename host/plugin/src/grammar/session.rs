@@ -1,22 +1,20 @@
-//! A grammar's state for one sequence, whose questions are answered on the worker threads. Knows nothing of how a
-//! grammar was written.
+//! A grammar's answers for one sequence, found on the worker threads. Knows nothing of how a grammar works.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use galerne_core::grammar::{GrammarError, GrammarSession, Next, TokenMask};
+use galerne_core::grammar::{GrammarError, GrammarSession, Next};
 use galerne_core::guest::{Answer, Waker};
 use galerne_core::ids::TokenId;
-use llguidance::Matcher;
-use llguidance::api::StopReason;
 
-use super::{host_error, reason};
+use super::host_error;
+use super::place::{Place, let_go};
 use crate::host::HostShared;
 use crate::workers::Nature;
 
 /// Where the engine's thread and a worker meet.
 struct Slot {
-    /// The state, while no question is being answered.
-    matcher: Option<Matcher>,
+    /// A question waits or is being answered.
+    open: bool,
     /// The answer to the last question, until it is taken.
     answer: Option<Result<Next, GrammarError>>,
     /// The session is gone: its open question needs no answer.
@@ -24,38 +22,29 @@ struct Slot {
 }
 
 struct Shared {
-    host: Arc<HostShared>,
-    vocabulary: u32,
     waker: Waker,
     // A std Mutex: held for moves only, never while the grammar works.
     slot: Mutex<Slot>,
 }
 
 pub(super) struct Session {
+    host: Arc<HostShared>,
+    place: Arc<Place>,
     shared: Arc<Shared>,
 }
 
 impl Session {
-    /// `first` is what may follow before any token.
-    pub(super) fn new(
-        host: Arc<HostShared>,
-        matcher: Matcher,
-        first: Next,
-        vocabulary: u32,
-        waker: Waker,
-    ) -> Self {
+    /// `first` is what may follow now, if that is known.
+    pub(super) fn new(host: Arc<HostShared>, place: Arc<Place>, first: Option<Next>, waker: Waker) -> Self {
         let slot = Mutex::new(Slot {
-            matcher: Some(matcher),
-            answer: Some(Ok(first)),
+            open: false,
+            answer: first.map(Ok),
             closed: false,
         });
         Self {
-            shared: Arc::new(Shared {
-                host,
-                vocabulary,
-                waker,
-                slot,
-            }),
+            host,
+            place,
+            shared: Arc::new(Shared { waker, slot }),
         }
     }
 }
@@ -69,18 +58,24 @@ impl GrammarSession for Session {
             (self.shared.waker)();
             return;
         }
-        slot.answer = None;
-        let Some(matcher) = slot.matcher.take() else {
-            // The first question's answer stands; the engine sees its own mistake in the log.
-            tracing::error!("bug of the host: a grammar was asked a second question while one is open");
+        if slot.open {
+            // Without tokens it is the first question once more: whoever made the session asked it ahead of time.
+            if !accepted.is_empty() {
+                // Its answer stands; the engine sees its own mistake in the log.
+                tracing::error!("bug of the host: a grammar was asked a second question while one is open");
+            }
             return;
-        };
+        }
+        slot.open = true;
+        slot.answer = None;
         drop(slot);
-        let shared = Arc::clone(&self.shared);
-        let job = Box::new(move || shared.work(matcher, &accepted));
-        if self.shared.host.workers.push(Nature::Any, job).is_err() {
-            // The state is lost with the job, and the sequence ends with this answer.
-            self.shared.slot().answer = Some(Err(host_error(
+        self.place.push(&accepted);
+        let (shared, place) = (Arc::clone(&self.shared), Arc::clone(&self.place));
+        let job = Box::new(move || shared.work(place));
+        if self.host.workers.push(Nature::Any, job).is_err() {
+            let mut slot = self.shared.slot();
+            slot.open = false;
+            slot.answer = Some(Err(host_error(
                 "the queue of questions to guests and grammars is full; try again later",
             )));
         }
@@ -96,18 +91,8 @@ impl GrammarSession for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut slot = self.shared.slot();
-        slot.closed = true;
-        let Some(matcher) = slot.matcher.take() else {
-            return;
-        };
-        drop(slot);
-        // A grammar may hold megabytes in small pieces, and this is the engine's thread. A full queue drops the job here.
-        let _ = self
-            .shared
-            .host
-            .workers
-            .push(Nature::Any, Box::new(move || drop(matcher)));
+        self.shared.slot().closed = true;
+        let_go(&self.host, &self.place);
     }
 }
 
@@ -118,52 +103,17 @@ impl Shared {
     }
 
     /// On a worker thread: answers the open question and wakes the engine.
-    fn work(&self, mut matcher: Matcher, accepted: &[TokenId]) {
+    fn work(&self, place: Arc<Place>) {
         if self.slot().closed {
             return;
         }
-        let answer = next(&mut matcher, accepted, self.vocabulary);
+        let answer = place.next();
+        // Before anybody hears of the answer: the session's place is then its own again.
+        drop(place);
         let mut slot = self.slot();
-        if slot.closed {
-            drop(slot);
-            drop(matcher);
-            return;
-        }
-        slot.matcher = Some(matcher);
+        slot.open = false;
         slot.answer = Some(answer);
         drop(slot);
         (self.waker)();
-    }
-}
-
-/// Consumes the tokens and finds what may follow. The library turns its panics into errors.
-pub(super) fn next(
-    matcher: &mut Matcher,
-    accepted: &[TokenId],
-    vocabulary: u32,
-) -> Result<Next, GrammarError> {
-    let tokens: Vec<u32> = accepted.iter().map(|token| token.0).collect();
-    if let Err(error) = matcher.consume_tokens(&tokens) {
-        return Err(failed(matcher.stop_reason(), &error.to_string()));
-    }
-    if matcher.is_stopped() {
-        return match matcher.stop_reason() {
-            StopReason::NoExtension | StopReason::NoExtensionBias | StopReason::EndOfSentence => {
-                Ok(Next::End)
-            }
-            stopped => Err(failed(stopped, &stopped.to_string())),
-        };
-    }
-    match matcher.compute_mask() {
-        Ok(mask) => Ok(Next::Tokens(TokenMask::new(mask.as_slice().to_vec(), vocabulary))),
-        Err(error) => Err(failed(matcher.stop_reason(), &error.to_string())),
-    }
-}
-
-fn failed(stopped: StopReason, error: &str) -> GrammarError {
-    let reason = reason(error);
-    match stopped {
-        StopReason::LexerTooComplex | StopReason::ParserTooComplex => GrammarError::TooComplex { reason },
-        _ => GrammarError::Stuck { reason },
     }
 }

@@ -17,18 +17,24 @@ pub(super) fn check_size(source: &GrammarSource, limits: &GrammarLimits) -> Resu
         GrammarSource::JsonSchema(schema) => &schema.to_string(),
         GrammarSource::Regex(text) | GrammarSource::Lark(text) => text,
     };
-    let check = |unit, limit, got| {
+    let check = |unit, name, limit, got| {
         let kind = source.kind();
         let error = GrammarError::TooLarge {
             kind,
             unit,
+            name,
             limit,
             got,
         };
         if got > limit { Err(error) } else { Ok(()) }
     };
-    check("bytes", limits.source_bytes_max, text.len())?;
-    check("nested brackets", limits.nesting_max, nesting(text))
+    check("bytes", "source_bytes_max", limits.source_bytes_max, text.len())?;
+    check(
+        "nested brackets",
+        "nesting_max",
+        limits.nesting_max,
+        nesting(text),
+    )
 }
 
 /// The largest number of brackets open at once. Those in strings and character classes count too: it is a bound on how
@@ -87,11 +93,13 @@ mod tests {
         let error = |source| check_size(&source, &limits).expect_err("too much").to_string();
         assert_eq!(
             error(GrammarSource::Regex("a".repeat(11))),
-            "regular expression: expected at most 10 bytes, got 11; simplify it"
+            "regular expression: expected at most 10 bytes (source_bytes_max, the host's operator can raise it), got 11; \
+             simplify it"
         );
         assert_eq!(
             error(GrammarSource::JsonSchema(json!([[[]]]))),
-            "JSON schema: expected at most 2 nested brackets, got 3; simplify it"
+            "JSON schema: expected at most 2 nested brackets (nesting_max, the host's operator can raise it), got 3; \
+             simplify it"
         );
         assert_eq!(
             check_size(&GrammarSource::Lark("(())".to_owned()), &limits),

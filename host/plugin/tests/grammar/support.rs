@@ -58,7 +58,7 @@ pub(crate) fn vocabulary() -> u32 {
     CONTROL.0 + 2
 }
 
-fn texts() -> TokenTexts {
+pub(crate) fn texts() -> TokenTexts {
     let bytes = (0..=u8::MAX).map(|byte| vec![byte]);
     let words = WORDS.iter().map(|word| word.to_vec());
     let mut tokens: Vec<TokenText> = bytes.chain(words).map(TokenText::Bytes).collect();
@@ -102,7 +102,7 @@ pub(crate) fn token_of(bytes: &[u8]) -> TokenId {
     TokenId(u32::try_from(at).expect("few tokens"))
 }
 
-fn bytes_of(tokens: &[TokenId]) -> Vec<u8> {
+pub(crate) fn bytes_of(tokens: &[TokenId]) -> Vec<u8> {
     let word = |token: &TokenId| match token.index() {
         byte @ 0..256 => vec![u8::try_from(byte).expect("a byte")],
         word => WORDS[word - 256].to_vec(),

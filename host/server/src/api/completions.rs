@@ -71,7 +71,7 @@ pub(super) async fn completions(
         let model = Arc::clone(&model);
         blocking(move || {
             let tokens = encode(prompt, &model)?;
-            let decoding = params.decoding(&model)?;
+            let decoding = params.decoding(&model, &tokens)?;
             Ok::<_, ApiError>((tokens, decoding, params))
         })
         .await?

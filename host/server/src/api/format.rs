@@ -2,9 +2,8 @@
 //! Knows no grammar's language.
 
 use galerne_core::chat::{ChatError, Delta};
-use galerne_core::grammar::{GrammarError, GrammarSession, GrammarSource};
+use galerne_core::grammar::{GrammarError, GrammarSession, GrammarSource, GrammarText};
 use galerne_core::guest::ChatParser;
-use galerne_core::pipeline::GrammarText;
 use serde_json::{Value, json};
 
 use super::error::ApiError;

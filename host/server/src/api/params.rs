@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use galerne_core::grammar::GrammarSession;
-use galerne_core::guest::SamplerFactory;
+use galerne_core::guest::{SamplerFactory, SequenceInfo};
 use galerne_core::ids::TokenId;
 use galerne_core::pipeline::GenerateOptions;
 use galerne_core::sampling::SamplingPlan;
@@ -84,11 +84,11 @@ impl Params {
         })
     }
 
-    /// Blocks while the sampling guest starts and the grammar is compiled.
-    pub(super) fn decoding(&self, model: &ServedModel) -> Result<Decoding, ApiError> {
+    /// For an answer to these tokens. Blocks while the sampling guest starts and the grammar is compiled.
+    pub(super) fn decoding(&self, model: &ServedModel, prompt: &[TokenId]) -> Result<Decoding, ApiError> {
         let grammar = self.format.as_ref().map(|format| format.session(model));
         Ok(Decoding {
-            sampling: self.sampling(model)?,
+            sampling: self.sampling(model, prompt)?,
             grammar: grammar.transpose()?,
         })
     }
@@ -139,24 +139,23 @@ impl Params {
     }
 
     /// The plan, or a session of the sampling guest.
-    fn sampling(&self, model: &ServedModel) -> Result<Sampling, ApiError> {
+    fn sampling(&self, model: &ServedModel, prompt: &[TokenId]) -> Result<Sampling, ApiError> {
         let Some(sampler) = &self.sampler else {
             return Ok(Sampling::Plan(self.plan.clone()));
         };
         let engine = &model.engine;
-        let session = sampler
-            .factory
-            .session(
-                &sampler.params_json,
-                engine.vocabulary(),
-                self.seed,
-                engine.waker(),
-            )
-            .map_err(|error| {
-                let mut error = ApiError::from(error);
-                error.param = Some(sampler.param.to_owned());
-                error
-            })?;
+        let info = SequenceInfo {
+            prompt,
+            constrained: self.format.is_some(),
+            grammars: Some(&model.grammars),
+            ..SequenceInfo::new(&sampler.params_json, engine.vocabulary(), self.seed)
+        };
+        let session = sampler.factory.session(&info, engine.waker());
+        let session = session.map_err(|error| {
+            let mut error = ApiError::from(error);
+            error.param = Some(sampler.param.to_owned());
+            error
+        })?;
         Ok(Sampling::Guest(session))
     }
 }

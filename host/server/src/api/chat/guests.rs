@@ -135,7 +135,7 @@ fn prompt(
     };
     let segments = model.chat.render(messages, tools, &options)?;
     let prompt = model.tokenizer.encode_segments(&segments)?;
-    let decoding = params.decoding(model)?;
+    let decoding = params.decoding(model, &prompt)?;
     let parser = match decoding.grammar {
         None => model.chat.parser(&options)?,
         Some(_) => Box::new(Verbatim),

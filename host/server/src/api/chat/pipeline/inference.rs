@@ -242,7 +242,7 @@ impl Inference {
         let logprobs = options.logprobs.then_some(0);
         let params = self.params.of_output(options, self.generations, &self.target)?;
         let model = &self.target.model;
-        let decoding = params.decoding(model)?;
+        let decoding = params.decoding(model, &prompt)?;
         let parser: Option<Box<dyn galerne_core::guest::ChatParser>> =
             match (is_conversation, &decoding.grammar) {
                 (false, _) => None,
