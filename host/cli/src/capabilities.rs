@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use galerne_core::capability::{Capabilities, CapabilityError, KvStore};
 use galerne_core::deployment::Deployment;
-use galerne_core::limits::CapabilityLimits;
+use galerne_core::limits::HostLimits;
 use galerne_plugin::{
     AddressRange, CapabilityParts, GuestLog, HostCapabilities, HttpClient, MemoryKv, SystemLookup,
 };
@@ -17,19 +17,20 @@ use galerne_store::secrets::SecretFolder;
 /// The parts, made when they are first needed.
 pub struct Services {
     data: PathBuf,
-    limits: CapabilityLimits,
+    limits: HostLimits,
     http: Arc<HttpClient>,
     stores: Mutex<BTreeMap<String, Arc<KvDatabase>>>,
     logs: Mutex<BTreeMap<(String, String), Arc<GuestLog>>>,
 }
 
 impl Services {
-    /// Over the data folder `data`. Guests reach private addresses in the ranges `reachable` only.
+    /// Over the data folder `data`. Guests reach private addresses in the ranges `reachable` only, and are bounded by
+    /// `limits`.
     #[must_use]
-    pub fn new(data: &Path, reachable: Vec<AddressRange>) -> Self {
+    pub fn new(data: &Path, reachable: Vec<AddressRange>, limits: HostLimits) -> Self {
         Self {
             data: data.to_owned(),
-            limits: CapabilityLimits::default(),
+            limits,
             http: Arc::new(HttpClient::new(Arc::new(SystemLookup), reachable)),
             stores: Mutex::default(),
             logs: Mutex::default(),
@@ -50,19 +51,19 @@ impl Services {
             self.store(tenant)?
         } else {
             // Nobody may ask it.
-            Arc::new(MemoryKv::new(self.limits.kv))
+            Arc::new(MemoryKv::default())
         };
         Ok(Arc::new(HostCapabilities::new(CapabilityParts {
             tenant: tenant.to_owned(),
             deployment: deployment.name.clone(),
             grants,
-            limits: self.limits,
+            allowance: deployment.allowance(self.limits),
             log: self.log(tenant, &deployment.name),
             http: Arc::clone(&self.http),
             kv,
             secrets: Arc::new(SecretFolder::new(
                 secrets_folder(&self.data, tenant),
-                &self.limits,
+                &self.limits.capability,
             )),
         })))
     }
@@ -74,8 +75,7 @@ impl Services {
             return Ok(Arc::clone(store));
         }
         let file = self.data.join("tenants").join(tenant).join("kv.sqlite");
-        let store = KvDatabase::open(&file, self.limits.kv)
-            .map_err(|error| CapabilityError::Failed(error.to_string()))?;
+        let store = KvDatabase::open(&file).map_err(|error| CapabilityError::Failed(error.to_string()))?;
         let store = Arc::new(store);
         stores.insert(tenant.to_owned(), Arc::clone(&store));
         Ok(store)
@@ -87,7 +87,7 @@ impl Services {
         let key = (tenant.to_owned(), deployment.to_owned());
         let log = logs
             .entry(key)
-            .or_insert_with(|| Arc::new(GuestLog::new(&self.limits)));
+            .or_insert_with(|| Arc::new(GuestLog::new(&self.limits.capability)));
         Arc::clone(log)
     }
 }

@@ -142,7 +142,7 @@ fn versions_switch_roll_back_and_survive_a_restart() {
 #[test]
 fn what_does_not_fit_is_refused_and_nothing_changes() {
     let Some(author) = Author::new() else { return };
-    let host = Host::start(author.data(), &[]);
+    let host = Host::start(author.data(), &["--limit", "http_calls_max=20"]);
     let cases = [
         ("name = \"x\"", "missing field `model`"),
         (
@@ -172,6 +172,10 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
         (
             "name = \"x\"\nmodel = \"smollm2\"\nfilter = []",
             "unknown field `filter`",
+        ),
+        (
+            "name = \"x\"\nmodel = \"smollm2\"\n[limits]\nhttp_calls_max = 1000",
+            "limits.http_calls_max: expected at most 20, the host's limit, which its operator can raise, got 1000",
         ),
     ];
     for (toml, expected) in cases {

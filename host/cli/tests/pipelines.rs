@@ -178,7 +178,11 @@ fn filters_see_what_a_pipeline_emits() {
 
 /// What the evil pipeline does, the status of the answer, and what the error must say.
 const EVIL: [(&str, u16, &str); 20] = [
-    ("loop", 500, "ran past its limit of 5000 ms in run"),
+    (
+        "loop",
+        500,
+        "ran past its limit of 1000 ms in run (limits.pipeline_ms_max of deployment \\\"evil\\\", which can raise it to the host's 5000)",
+    ),
     ("trap", 500, "trapped in run"),
     ("alloc", 500, "memory of at most"),
     ("recurse", 500, "trapped in run"),
@@ -186,14 +190,18 @@ const EVIL: [(&str, u16, &str); 20] = [
     (
         "contexts",
         500,
-        "at most 32 contexts at once (contexts_max, the host's operator can raise it)",
+        "at most 32 contexts at once (pipeline_contexts_max, the host's operator can raise it)",
     ),
     ("fork", 500, "at most 32 contexts at once"),
-    ("deep", 500, "forks of at most 16 generations (fork_depth_max"),
+    (
+        "deep",
+        500,
+        "forks of at most 16 generations (pipeline_fork_depth_max",
+    ),
     (
         "generations",
         500,
-        "at most 32 generations at once (generations_max",
+        "at most 32 generations at once (pipeline_generations_max",
     ),
     (
         "tokens",
@@ -201,7 +209,7 @@ const EVIL: [(&str, u16, &str); 20] = [
         "at most 300 output tokens in one request (limits.pipeline_tokens_max of deployment \\\"evil\\\"",
     ),
     ("blocks", 500, "generations of at most 100 KV blocks at once, got"),
-    ("emit", 500, "bytes emitted (emitted_bytes_max"),
+    ("emit", 500, "bytes emitted (pipeline_emitted_bytes_max"),
     ("event", 500, "an event of at most 65536 bytes, got 100002"),
     ("bad-events", 200, "done"),
     ("busy", 200, "done"),
@@ -209,10 +217,14 @@ const EVIL: [(&str, u16, &str); 20] = [
     (
         "tokenize",
         500,
-        "at most 2000 ms of the host's work on contexts (work_max",
+        "at most 2000 ms of the host's work on contexts (pipeline_work_ms_max",
     ),
     ("roles", 200, "done"),
-    ("ask-for-ever", 500, "ran past its limit of 5000 ms in run"),
+    (
+        "ask-for-ever",
+        500,
+        "ran past its limit of 5000 ms in run (pipeline_ms_max, the host's operator can raise it)",
+    ),
     ("tools", 200, "done"),
 ];
 
@@ -230,13 +242,16 @@ fn evil_pipelines_end_their_own_request_and_nothing_else() {
         );
         let (_, expected) = ask(&host, MODEL, "hi", &json!({"max_tokens": 8}));
         for (misbehave, status, words) in EVIL {
-            if isolation == "in-process" && words.contains("5000 ms") && misbehave != "loop" {
-                // Seconds each, and the deadline is the same.
+            if isolation == "in-process" && words.contains("5000 ms in run (p") {
+                // Seconds, and the deadline is the same.
                 continue;
             }
-            let limits = "[limits]\npipeline_tokens_max = 300\npipeline_blocks_max = 100\n";
-            let toml =
-                deployment("evil", "evil", limits) + &format!("params = {{ misbehave = \"{misbehave}\" }}\n");
+            let mut limits = "[limits]\npipeline_tokens_max = 300\npipeline_blocks_max = 100\n".to_owned();
+            if misbehave == "loop" {
+                limits.push_str("pipeline_ms_max = 1000\n");
+            }
+            let toml = deployment("evil", "evil", &limits)
+                + &format!("params = {{ misbehave = \"{misbehave}\" }}\n");
             author.deploy(&host, &toml, &[]);
             let begin = Instant::now();
             let (got, answer) = ask(&host, "evil", "hi", &json!({"max_tokens": 40}));
@@ -277,6 +292,19 @@ fn evil_pipelines_end_their_own_request_and_nothing_else() {
             32.0
         );
         assert!(metric(&host, "galerne_guest_limit{of=\"guest\",name=\"step_deadline\"}") > 0.0);
+        let (_, text) = http(&host, "GET", "/metrics", "");
+        let lowered = |line: &str| {
+            line.starts_with("galerne_deployment_limit{deployment=\"evil\",version=")
+                && line.ends_with("name=\"pipeline_tokens_max\"} 300")
+        };
+        assert!(text.lines().any(lowered), "{text}");
+        let shown = author.does(&host, &["deployments", "evil"]);
+        let shown: Value = serde_json::from_str(&shown).expect("JSON");
+        assert_eq!(
+            shown["limits"]["pipeline_tokens_max"],
+            json!({"value": 300, "host": 16_384}),
+            "{shown}"
+        );
         let text = neighbour.text();
         assert!(
             text.contains("\"finish_reason\":\"length\"") && !text.contains("\"error\""),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::filter::RequestInfo;
 use crate::grammar::{GrammarAsk, GrammarReply};
+use crate::limits::Allowance;
 use crate::pipeline::{PipelineAsk, PipelineReply};
 pub use http_grant::{HttpGrant, HttpGrantError, Scheme};
 pub use log::{LogLevel, LogLine, LogTail};
@@ -204,6 +205,9 @@ pub trait Capabilities: Send + Sync {
     /// What is granted. A guest that imports anything else is not loaded.
     fn grants(&self) -> &Grants;
 
+    /// How much of it, and of everything else that is limited.
+    fn allowance(&self) -> &Allowance;
+
     /// For one request: what is counted per request is counted here. `guest` is the guest's name.
     fn session(&self, guest: &str, info: &RequestInfo) -> Box<dyn CapabilitySession>;
 
@@ -221,7 +225,7 @@ pub trait CapabilitySession: Send {
     fn ask(&mut self, ask: Ask, time_left: Duration) -> Result<Reply, CapabilityError>;
 }
 
-/// A tenant's key-value store. It keeps to its limits: what would go beyond them changes nothing.
+/// A tenant's key-value store. It keeps to the limits of whoever asks: what would go beyond them changes nothing.
 pub trait KvStore: Send + Sync {
     /// The value of a key, if it is there.
     ///
@@ -232,18 +236,17 @@ pub trait KvStore: Send + Sync {
     ///
     /// # Errors
     /// Key, value or store would be too large, or the storage failed.
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), CapabilityError>;
+    fn set(&self, key: &str, value: &[u8], allowance: &Allowance) -> Result<(), CapabilityError>;
     /// Forgets a key, if it is there.
     ///
     /// # Errors
     /// The storage failed.
     fn delete(&self, key: &str) -> Result<(), CapabilityError>;
-    /// Up to [`listed_max`](crate::limits::KvLimits::listed_max) keys that begin with `prefix` and come after `after`,
-    /// in the order of their bytes.
+    /// Up to `listed_max` keys that begin with `prefix` and come after `after`, in the order of their bytes.
     ///
     /// # Errors
     /// The storage failed.
-    fn list(&self, prefix: &str, after: &str) -> Result<Vec<String>, CapabilityError>;
+    fn list(&self, prefix: &str, after: &str, listed_max: usize) -> Result<Vec<String>, CapabilityError>;
 }
 
 /// A tenant's secrets.

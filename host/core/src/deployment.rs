@@ -1,10 +1,13 @@
 //! A deployment as plain data: which model, which guests, what they may use, what a request gets by default.
 //! Opens no file and loads no guest.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::capability::Grants;
+use crate::limits::{Allowance, HostLimits};
 use crate::name::{NAME_FORM, is_name};
 
 /// Filters of one deployment.
@@ -86,20 +89,17 @@ impl GuestUse {
 }
 
 /// Bounds on each request to a deployment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DeploymentLimits {
     /// Output tokens; a request may ask for fewer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_max: Option<u32>,
     /// Times the model may answer within one request: each round of tool calls takes one more.
     pub agent_steps_max: u32,
-    /// Output tokens of all a pipeline's outputs together; the host's own limit holds all the same.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pipeline_tokens_max: Option<u32>,
-    /// KV blocks a pipeline's outputs of a moment may fill; the host's own limit holds all the same.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pipeline_blocks_max: Option<usize>,
+    /// Limits of the host's that are lower for this deployment, by the names of [`HostLimits::names`].
+    #[serde(flatten)]
+    pub lower: BTreeMap<String, u64>,
 }
 
 impl Default for DeploymentLimits {
@@ -107,8 +107,7 @@ impl Default for DeploymentLimits {
         Self {
             tokens_max: None,
             agent_steps_max: 8,
-            pipeline_tokens_max: None,
-            pipeline_blocks_max: None,
+            lower: BTreeMap::new(),
         }
     }
 }
@@ -166,20 +165,17 @@ impl Deployment {
             let expected = format!("one of {}", DEFAULTS.join(", "));
             return Err(DeploymentError::new("defaults", expected, format!("{field:?}")));
         }
-        let limits = &self.limits;
-        for (field, is_zero) in [
-            ("limits.tokens_max", limits.tokens_max == Some(0)),
-            (
-                "limits.pipeline_tokens_max",
-                limits.pipeline_tokens_max == Some(0),
-            ),
-            (
-                "limits.pipeline_blocks_max",
-                limits.pipeline_blocks_max == Some(0),
-            ),
-        ] {
-            if is_zero {
-                return Err(DeploymentError::new(field, "at least 1", 0));
+        if self.limits.tokens_max == Some(0) {
+            return Err(DeploymentError::new("limits.tokens_max", "at least 1", 0));
+        }
+        for (name, value) in &self.limits.lower {
+            if !HostLimits::names().any(|known| known == name) {
+                let known: Vec<&str> = HostLimits::names().collect();
+                let expected = format!("one of tokens_max, agent_steps_max, {}", known.join(", "));
+                return Err(DeploymentError::new("limits", expected, format!("{name:?}")));
+            }
+            if *value == 0 {
+                return Err(DeploymentError::new(format!("limits.{name}"), "at least 1", 0));
             }
         }
         if !(1..=64).contains(&self.limits.agent_steps_max) {
@@ -191,6 +187,26 @@ impl Deployment {
             ));
         }
         Ok(())
+    }
+
+    /// Checks that no limit is above the host's: what a deployment asks for must be what it gets.
+    ///
+    /// # Errors
+    /// The first that is.
+    pub fn check_limits(&self, host: &HostLimits) -> Result<(), DeploymentError> {
+        for (name, value) in &self.limits.lower {
+            if let Some(max) = host.get(name).filter(|max| value > max) {
+                let expected = format!("at most {max}, the host's limit, which its operator can raise");
+                return Err(DeploymentError::new(format!("limits.{name}"), expected, value));
+            }
+        }
+        Ok(())
+    }
+
+    /// The limits of this deployment's guests on a host with these.
+    #[must_use]
+    pub fn allowance(&self, host: HostLimits) -> Allowance {
+        Allowance::lowered(host, &self.name, &self.limits.lower)
     }
 
     /// All guests with their paths in `deployment.toml`.
@@ -266,11 +282,36 @@ mod tests {
                 "limits.agent_steps_max",
             ),
             (json!({"filter": []}), "unknown field `filter`"),
-            (json!({"limits": {"token_max": 5}}), "unknown field `token_max`"),
+            (
+                json!({"limits": {"token_max": 5}}),
+                "limits: expected one of tokens_max, agent_steps_max, step_ms_max",
+            ),
+            (json!({"limits": {"http_calls_max": -1}}), "integer `-1`"),
         ];
         for (extra, expected) in cases {
             let error = deployment(&extra).expect_err("it is wrong");
             assert!(error.contains(expected), "{extra}: {error}");
         }
+    }
+
+    #[test]
+    fn limits_are_lowered_and_not_raised() {
+        let toml = json!({"name": "a", "model": "m", "limits": {"tokens_max": 5, "http_calls_max": 3}});
+        let deployment: Deployment = serde_json::from_value(toml).expect("a deployment");
+        let written = serde_json::to_value(&deployment).expect("writes");
+        assert_eq!(
+            written["limits"],
+            json!({"tokens_max": 5, "agent_steps_max": 8, "http_calls_max": 3})
+        );
+        let mut host = HostLimits::default();
+        assert_eq!(deployment.check_limits(&host), Ok(()));
+        assert_eq!(deployment.allowance(host).limits.capability.http_calls_max, 3);
+        host.capability.http_calls_max = 2;
+        let error = deployment.check_limits(&host).expect_err("above the host's");
+        assert_eq!(
+            error.to_string(),
+            "deployment: limits.http_calls_max: expected at most 2, the host's limit, which its operator can raise, got 3"
+        );
+        assert_eq!(deployment.allowance(host).limits.capability.http_calls_max, 2);
     }
 }

@@ -11,7 +11,6 @@ use crate::filter::{Channel, FilterError, FilterRequest, RequestInfo, Verdict};
 use crate::grammar::{GrammarFactory, GrammarSession};
 use crate::graph::Graph;
 use crate::ids::TokenId;
-use crate::limits::GuestLimits;
 use crate::pipeline::{PipelineError, PipelineFinish};
 use crate::sampling::{Candidate, PlanError, SamplingPlan};
 use crate::tool::ToolError;
@@ -30,7 +29,7 @@ pub enum GuestError {
         reason: String,
     },
     /// The call did not end in time.
-    #[error("guest \"{guest}\" ran past its limit of {limit_ms} ms in {call}")]
+    #[error("guest \"{guest}\" ran past its limit of {limit_ms} ms in {call} ({raise})")]
     Deadline {
         /// The guest's name.
         guest: String,
@@ -38,6 +37,8 @@ pub enum GuestError {
         call: Cow<'static, str>,
         /// The limit.
         limit_ms: u64,
+        /// Its name, and who can raise it.
+        raise: String,
     },
     /// The guest asked for more of something than it may have.
     #[error("guest \"{guest}\" exceeded its limit in {call}: {limit}")]
@@ -438,7 +439,4 @@ pub trait GuestLoader: Send + Sync {
     /// What guests have executed, by their names: about one unit for each WebAssembly instruction. Empty where that is not
     /// counted.
     fn fuel(&self) -> Vec<(String, u64)>;
-
-    /// The bounds on every guest.
-    fn limits(&self) -> GuestLimits;
 }

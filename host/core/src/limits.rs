@@ -1,10 +1,12 @@
 //! Every limit of the host, with its default. One owner for each number.
 
+mod allowance;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capability::CapabilityError;
+pub use allowance::{Allowance, HostLimits};
 
 /// Bounds on a graph from a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +105,7 @@ impl Default for GuestLimits {
 }
 
 /// Bounds on what one request's pipeline does with the model. A request beyond one of them ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PipelineLimits {
     /// Contexts at once.
     pub contexts_max: usize,
@@ -273,7 +275,7 @@ impl Default for EngineLimits {
 }
 
 /// Bounds on what guests do outside themselves, through capabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapabilityLimits {
     /// One line of a guest's log; what is longer is cut.
     pub log_line_bytes_max: usize,
@@ -318,7 +320,7 @@ impl Default for CapabilityLimits {
 }
 
 /// Bounds on a tenant's key-value store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvLimits {
     /// Bytes of one key.
     pub key_bytes_max: usize,
@@ -341,52 +343,5 @@ impl Default for KvLimits {
             tenant_bytes_max: 64 << 20,
             listed_max: 1_000,
         }
-    }
-}
-
-impl KvLimits {
-    /// Whether a key and a value may be as large as this.
-    ///
-    /// # Errors
-    /// They may not.
-    pub fn check_sizes(&self, key: &str, value: &[u8]) -> Result<(), CapabilityError> {
-        let (key_bytes, value_bytes) = (key.len(), value.len());
-        if !(1..=self.key_bytes_max).contains(&key_bytes) {
-            let max = self.key_bytes_max;
-            return Err(CapabilityError::Invalid(format!(
-                "kv: expected a key of 1 to {max} bytes, got {key_bytes}"
-            )));
-        }
-        if value_bytes > self.value_bytes_max {
-            let max = self.value_bytes_max;
-            return Err(CapabilityError::Limit(format!(
-                "kv: expected a value of at most {max} bytes (value_bytes_max, the host's operator can raise it), got \
-                 {value_bytes}"
-            )));
-        }
-        Ok(())
-    }
-
-    /// Whether a store with this many other keys, and bytes of them and their values, has room for this.
-    ///
-    /// # Errors
-    /// It has not.
-    pub fn check_room(&self, keys: u64, bytes: u64, key: &str, value: &[u8]) -> Result<(), CapabilityError> {
-        if keys >= self.keys_max {
-            let max = self.keys_max;
-            return Err(CapabilityError::Limit(format!(
-                "kv: the tenant has {keys} keys of at most {max} (keys_max, the host's operator can raise it); delete \
-                 some"
-            )));
-        }
-        let wanted = bytes.saturating_add((key.len() + value.len()) as u64);
-        if wanted > self.tenant_bytes_max {
-            let max = self.tenant_bytes_max;
-            return Err(CapabilityError::Limit(format!(
-                "kv: the tenant would have {wanted} bytes of at most {max} (tenant_bytes_max, the host's operator can \
-                 raise it); delete some keys"
-            )));
-        }
-        Ok(())
     }
 }

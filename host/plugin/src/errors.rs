@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use galerne_core::guest::GuestError;
-use galerne_core::limits::GuestLimits;
+use galerne_core::limits::Allowance;
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 
 use crate::capability::asking::OverLimit;
@@ -77,7 +77,7 @@ pub(crate) struct CallContext<'a> {
     /// The deadline the call had.
     pub(crate) limit: Duration,
     /// The limits the call had.
-    pub(crate) limits: &'a GuestLimits,
+    pub(crate) allowance: &'a Allowance,
     /// A growth that was denied during the call.
     pub(crate) denied: Option<Denied>,
 }
@@ -90,6 +90,7 @@ impl CallContext<'_> {
                 guest: self.guest.to_owned(),
                 call: self.call.into(),
                 limit_ms: u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX),
+                raise: self.allowance.who(deadline_name(self.call)),
             };
         }
         match self.exceeded(error) {
@@ -109,7 +110,7 @@ impl CallContext<'_> {
     /// Which limit stands behind the error, if one does.
     fn exceeded(&self, error: &wasmtime::Error) -> Option<String> {
         if let Some(denied) = &self.denied {
-            return Some(denied.to_string());
+            return Some(format!("{denied} ({})", self.allowance.who(denied.name())));
         }
         if let Some(OverLimit(limit)) = error.downcast_ref() {
             return Some(limit.clone());
@@ -124,17 +125,30 @@ impl CallContext<'_> {
         let text = error.root_cause().to_string();
         if text.contains("fuel allocated for hostcalls has been exhausted") {
             return Some(format!(
-                "a call may pass at most {} bytes to the host",
-                self.limits.call_alloc_bytes_max
+                "a call may pass at most {} bytes to the host ({})",
+                self.allowance.limits.guest.call_alloc_bytes_max,
+                self.allowance.who("call_alloc_bytes_max")
             ));
         }
         if text.contains("store handle limit exceeded") {
             return Some(format!(
-                "at most {} live resource handles",
-                self.limits.handles_max
+                "at most {} live resource handles ({})",
+                self.allowance.limits.guest.handles_max,
+                self.allowance.who("handles_max")
             ));
         }
         text.starts_with("resource limit exceeded").then_some(text)
+    }
+}
+
+/// The limit on a call's time, by the call's name.
+pub(crate) fn deadline_name(call: &str) -> &'static str {
+    match call {
+        "plan" | "choose" | "push" | "on-text" | "finish" => "step_ms_max",
+        "call" => "tool_ms_max",
+        "run" => "pipeline_ms_max",
+        "build" => "build_deadline",
+        _ => "request_ms_max",
     }
 }
 

@@ -133,7 +133,7 @@ impl Flow {
         if self.held_bytes > limit_bytes {
             let got = self.held_bytes;
             let limit = format!("text held back of at most {limit_bytes} bytes per request, held {got}");
-            return Err(core.over_limit(ON_TEXT, limit));
+            return Err(core.over_named(ON_TEXT, &limit, "held_bytes_max"));
         }
         self.let_out(core, ON_TEXT, passage.text)
     }
@@ -239,7 +239,7 @@ pub(crate) fn check_let_out(core: &GuestCore, call: &'static str, got: usize) ->
     let limit_bytes = core.limits().filtered_bytes_max;
     if got > limit_bytes {
         let limit = format!("text let out of at most {limit_bytes} bytes per request, wanted {got}");
-        return Err(core.over_limit(call, limit));
+        return Err(core.over_named(call, &limit, "filtered_bytes_max"));
     }
     Ok(())
 }

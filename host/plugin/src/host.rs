@@ -10,7 +10,9 @@ use galerne_core::guest::{
     Architecture, ChatFormat, FilterFactory, GuestError, GuestFacts, GuestStats, PipelineFactory,
     SamplerFactory, ToolFactory, World,
 };
-use galerne_core::limits::{CellLimits, CompileLimits, EngineLimits, GrammarLimits, GuestLimits};
+use galerne_core::limits::{
+    Allowance, CellLimits, CompileLimits, EngineLimits, GrammarLimits, GuestLimits, HostLimits,
+};
 use wasmtime::Engine;
 use wasmtime::component::InstancePre;
 
@@ -362,18 +364,22 @@ impl PluginHost {
         self.shared.counters.fuel()
     }
 
-    /// The bounds on every guest.
-    pub(crate) fn limits(&self) -> GuestLimits {
-        self.shared.options.limits
-    }
-
     /// Lets this thread answer questions to samplers until none waits.
     pub(crate) fn help(&self) {
         self.shared.workers.help();
     }
 
     fn core(&self, name: &str, world: &'static str) -> GuestCore {
+        let guest = self.shared.options.limits;
+        let allowance = match &self.granted {
+            Granted::Deployment(capabilities) => capabilities.allowance().on(guest),
+            Granted::Nothing | Granted::Look => Allowance::of_host(HostLimits {
+                guest,
+                ..HostLimits::default()
+            }),
+        };
         GuestCore {
+            allowance: Arc::new(allowance),
             host: Arc::clone(&self.shared),
             name: Arc::from(name),
             world,
@@ -415,7 +421,7 @@ impl PluginHost {
             if component.len() > limit_bytes {
                 let got = component.len();
                 let limit = format!("component of at most {limit_bytes} bytes, got {got}");
-                return Err(core.over_limit("load", limit));
+                return Err(core.over_named("load", &limit, "component_bytes_max"));
             }
             inspect::check_header(component).map_err(|reason| core.link_reason(reason))?;
         }
@@ -437,15 +443,20 @@ impl PluginHost {
         Ok(Loaded::Here(core, pre))
     }
 
-    /// In a cell: a guest that may import what is granted, and whose sessions are each told who answers them.
+    /// In a cell: a guest that may import what is granted, is bounded as its host says, and whose sessions are each told
+    /// who answers them.
     pub(crate) fn load_granted(
         &self,
         name: &str,
         world: World,
         code: &[u8],
         grants: &Grants,
+        allowance: &Allowance,
     ) -> Result<(GuestCore, InstancePre<StoreState>), GuestError> {
-        let core = self.core(name, inspect::full_name(world));
+        let core = GuestCore {
+            allowance: Arc::new(allowance.clone()),
+            ..self.core(name, inspect::full_name(world))
+        };
         let pre = self.linked(&core, code, world, Offer::Granted(grants))?;
         Ok((core, pre))
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use galerne_core::capability::{Capabilities, CapabilitySession, Grants};
 use galerne_core::filter::RequestInfo;
 use galerne_core::guest::GuestError;
-use galerne_core::limits::GuestLimits;
+use galerne_core::limits::{Allowance, GuestLimits};
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{Store, UpdateDeadline};
 
@@ -24,6 +24,8 @@ pub(crate) struct GuestCore {
     pub(crate) name: Arc<str>,
     /// Package, world and version.
     pub(crate) world: &'static str,
+    /// Its bounds, and who can raise them.
+    pub(crate) allowance: Arc<Allowance>,
     /// What it may do outside itself, if anything.
     pub(crate) capabilities: Option<Arc<dyn Capabilities>>,
 }
@@ -31,7 +33,7 @@ pub(crate) struct GuestCore {
 impl GuestCore {
     /// The bounds of this guest.
     pub(crate) fn limits(&self) -> &GuestLimits {
-        &self.host.options.limits
+        &self.allowance.limits.guest
     }
 
     /// An empty store with all limits set except the deadline, which each call sets.
@@ -127,7 +129,7 @@ impl GuestCore {
                 guest: &self.name,
                 call,
                 limit,
-                limits: self.limits(),
+                allowance: &self.allowance,
                 denied,
             };
             self.counted(context.error(&error))
@@ -165,7 +167,12 @@ impl GuestCore {
         })
     }
 
-    /// The guest went past a limit that the host counts itself.
+    /// The guest went past the limit of this name, which the host counts itself.
+    pub(crate) fn over_named(&self, call: &'static str, limit: &str, name: &str) -> GuestError {
+        self.over_limit(call, format!("{limit} ({})", self.allowance.who(name)))
+    }
+
+    /// The guest went past a limit, in words that name it.
     pub(crate) fn over_limit(&self, call: &'static str, limit: String) -> GuestError {
         self.counted(GuestError::Limit {
             guest: self.name.to_string(),

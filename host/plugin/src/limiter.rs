@@ -37,6 +37,16 @@ pub(crate) enum Denied {
     },
 }
 
+impl Denied {
+    /// The limit's name.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Memory { .. } => "memory_bytes_max",
+            Self::Table { .. } => "table_elements_max",
+        }
+    }
+}
+
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

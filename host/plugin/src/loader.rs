@@ -7,7 +7,6 @@ use galerne_core::guest::{
     FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, GuestStats, PipelineFactory,
     SamplerFactory, ToolFactory,
 };
-use galerne_core::limits::GuestLimits;
 
 use crate::host::PluginHost;
 
@@ -39,10 +38,6 @@ impl GuestLoader for PluginHost {
 
     fn fuel(&self) -> Vec<(String, u64)> {
         self.fuel()
-    }
-
-    fn limits(&self) -> GuestLimits {
-        self.limits()
     }
 
     fn with_capabilities(&self, capabilities: Arc<dyn Capabilities>) -> Arc<dyn GuestLoader> {

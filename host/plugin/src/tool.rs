@@ -57,7 +57,7 @@ pub(crate) fn checked_list(core: &GuestCore, tools: Vec<ToolSpec>) -> Result<Vec
     let (count, count_max) = (tools.len(), limits.tools_max);
     if count > count_max {
         let limit = format!("at most {count_max} functions in one list, got {count}");
-        return Err(core.over_limit(LIST, limit));
+        return Err(core.over_named(LIST, &limit, "tools_max"));
     }
     let text_bytes = |tool: &ToolSpec| tool.description.len() + tool.parameters_json.len();
     let (bytes, bytes_max) = (
@@ -66,7 +66,7 @@ pub(crate) fn checked_list(core: &GuestCore, tools: Vec<ToolSpec>) -> Result<Vec
     );
     if bytes > bytes_max {
         let limit = format!("descriptions and schemas of at most {bytes_max} bytes, got {bytes}");
-        return Err(core.over_limit(LIST, limit));
+        return Err(core.over_named(LIST, &limit, "tools_bytes_max"));
     }
     let mut names = BTreeSet::new();
     for tool in &tools {
@@ -101,7 +101,7 @@ pub(crate) fn checked_answer(core: &GuestCore, text: String) -> Result<String, G
     let (bytes, bytes_max) = (text.len(), core.limits().tool_answer_bytes_max);
     if bytes > bytes_max {
         let limit = format!("an answer of at most {bytes_max} bytes, got {bytes}");
-        return Err(core.over_limit(CALL, limit));
+        return Err(core.over_named(CALL, &limit, "tool_answer_bytes_max"));
     }
     Ok(text)
 }

@@ -154,7 +154,7 @@ fn values_are_kept_within_quotas() {
     assert_eq!(evil.ask("kv-keys", "", 1), Ok("a0 a2".to_owned()));
     has(
         &evil.refused("kv-set", "b", 1_000_000),
-        "after 8: kv: the tenant has 10 keys of at most 10 (keys_max",
+        "after 8: kv: the tenant has 10 keys of at most 10 (kv_keys_max, the host's operator can raise it)",
     );
     evil.ask("kv-set", "b", 8)
         .expect("keys that are there may be set again");
@@ -457,6 +457,40 @@ fn what_a_request_uses_is_counted_from_call_to_call() {
         assert_eq!(evil.ask("get", &url, 1), Ok("200 ok".to_owned()));
     }
     has(&evil.refused("get", &url, 1), "at most 2 calls");
+}
+
+#[test]
+fn a_limit_that_a_deployment_lowered_is_told_as_its_own() {
+    let port = serve(|_, stream| reply(stream, 200, "", "ok"));
+    let deployment = Deployment {
+        lower: &[
+            ("http_calls_max", 1),
+            ("http_redirects_max", 1_000),
+            ("kv_value_bytes_max", 3),
+            ("log_request_bytes_max", 10),
+            ("tool_answer_bytes_max", 6),
+        ],
+        ..Deployment::of_overreach(&http(port))
+    };
+    let own = |name: &str, host: u64| {
+        format!("(limits.{name} of deployment \"support\", which can raise it to the host's {host})")
+    };
+    let Some(mut evil) = deployment.overreach() else {
+        return;
+    };
+    let url = format!("http://local.test:{port}/");
+    assert_eq!(evil.ask("get", &url, 1), Ok("200 ok".to_owned()));
+    let reason = evil.refused("get", &url, 1).replace('\\', "");
+    has(&reason, "at most 1 calls");
+    has(&reason, &own("http_calls_max", 16));
+    let reason = evil.refused("kv-set", "a", 1).replace('\\', "");
+    has(&reason, &own("kv_value_bytes_max", 256 << 10));
+    evil.ask("kv-delete", "a", 1).expect("short");
+    // These end the request.
+    let error = evil.ask("kv-get", "nobody", 1).expect_err("7 bytes of answer");
+    has(&error.to_string(), &own("tool_answer_bytes_max", 256 << 10));
+    let error = evil.ask("log", "a line of more", 1).expect_err("14 bytes");
+    has(&error.to_string(), &own("log_request_bytes_max", 256 << 10));
 }
 
 #[test]

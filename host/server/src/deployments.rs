@@ -12,7 +12,7 @@ use galerne_core::guest::{
     FilterFactory, GuestError, GuestFacts, GuestLoader, GuestSource, GuestStats, PipelineFactory,
     SamplerFactory, ToolFactory,
 };
-use galerne_core::limits::GuestLimits;
+use galerne_core::limits::HostLimits;
 use galerne_store::registry::{
     Canary, DeploymentRecord, PluginRecord, Published, Registry, RegistryError, Traffic,
 };
@@ -138,6 +138,7 @@ pub struct Deployments {
     /// Components that come with the host, by name.
     builtin: BTreeMap<String, &'static [u8]>,
     models: Vec<String>,
+    limits: HostLimits,
     /// By tenant and name. The lock is held to look up and to switch, never while a guest is loaded.
     table: RwLock<BTreeMap<(String, String), Arc<Entry>>>,
 }
@@ -151,6 +152,7 @@ impl Deployments {
         capabilities: MakeCapabilities,
         builtin: BTreeMap<String, &'static [u8]>,
         models: Vec<String>,
+        limits: HostLimits,
     ) -> Self {
         Self {
             registry,
@@ -158,6 +160,7 @@ impl Deployments {
             capabilities,
             builtin,
             models,
+            limits,
             table: RwLock::default(),
         }
     }
@@ -237,10 +240,10 @@ impl Deployments {
         self.loader.fuel()
     }
 
-    /// The bounds on every guest.
+    /// The bounds on every guest; deployments may lower them.
     #[must_use]
-    pub fn guest_limits(&self) -> GuestLimits {
-        self.loader.limits()
+    pub fn limits(&self) -> HostLimits {
+        self.limits
     }
 
     /// All versions of a tenant's plugins.
@@ -269,6 +272,7 @@ impl Deployments {
         canary_percent: Option<u8>,
     ) -> Result<(Published, Traffic), DeployError> {
         deployment.check()?;
+        deployment.check_limits(&self.limits)?;
         if self.models.contains(&deployment.name) {
             return Err(DeployError::NameOfModel(deployment.name));
         }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use galerne_core::capability::{CapabilityError, KvStore};
-use galerne_core::limits::KvLimits;
+use galerne_core::limits::Allowance;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 
 use crate::private::create_private_folder;
@@ -45,16 +45,13 @@ pub enum KvOpenError {
 
 /// A store on disk. Calls block for a write to the disk's cache; a call that returned survives the end of the process.
 pub struct KvDatabase {
-    limits: KvLimits,
     // A std Mutex: SQLite writes one at a time anyway, and each call is short.
     connection: Mutex<Connection>,
 }
 
 impl std::fmt::Debug for KvDatabase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KvDatabase")
-            .field("limits", &self.limits)
-            .finish_non_exhaustive()
+        f.debug_struct("KvDatabase").finish_non_exhaustive()
     }
 }
 
@@ -63,7 +60,7 @@ impl KvDatabase {
     ///
     /// # Errors
     /// See [`KvOpenError`].
-    pub fn open(file: &Path, limits: KvLimits) -> Result<Self, KvOpenError> {
+    pub fn open(file: &Path) -> Result<Self, KvOpenError> {
         if let Some(folder) = file.parent() {
             create_private_folder(folder).map_err(|source| KvOpenError::Folder {
                 folder: folder.to_owned(),
@@ -81,7 +78,6 @@ impl KvDatabase {
             source,
         })?;
         Ok(Self {
-            limits,
             connection: Mutex::new(connection),
         })
     }
@@ -116,8 +112,8 @@ impl KvStore for KvDatabase {
             .map_err(failed)
     }
 
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), CapabilityError> {
-        self.limits.check_sizes(key, value)?;
+    fn set(&self, key: &str, value: &[u8], allowance: &Allowance) -> Result<(), CapabilityError> {
+        allowance.check_kv_sizes(key, value)?;
         let mut connection = self.connection();
         // Immediate, so that what is checked is still so when it is written.
         let change = connection
@@ -130,8 +126,7 @@ impl KvStore for KvDatabase {
         let (keys, bytes) = totals.map_err(failed)?;
         let (other_keys, other_bytes) = (keys - old_keys, bytes - old_bytes);
         let unsigned = |count: i64| u64::try_from(count).unwrap_or(0);
-        self.limits
-            .check_room(unsigned(other_keys), unsigned(other_bytes), key, value)?;
+        allowance.check_kv_room(unsigned(other_keys), unsigned(other_bytes), key, value)?;
         let write = || {
             change.execute("INSERT OR REPLACE INTO entries VALUES (?1, ?2)", (key, value))?;
             let bytes = other_bytes + counted(key.len() + value.len());
@@ -156,13 +151,13 @@ impl KvStore for KvDatabase {
         delete().map_err(failed)
     }
 
-    fn list(&self, prefix: &str, after: &str) -> Result<Vec<String>, CapabilityError> {
+    fn list(&self, prefix: &str, after: &str, listed_max: usize) -> Result<Vec<String>, CapabilityError> {
         let connection = self.connection();
         let list = || {
             let mut query = connection.prepare(
                 "SELECT key FROM entries WHERE key >= ?1 AND (?2 = '' OR key > ?2) ORDER BY key LIMIT ?3",
             )?;
-            let keys = query.query_map((prefix, after, counted(self.limits.listed_max)), |row| {
+            let keys = query.query_map((prefix, after, counted(listed_max)), |row| {
                 row.get::<_, String>(0)
             })?;
             keys.collect::<Result<Vec<_>, _>>()
@@ -186,21 +181,23 @@ fn entry(connection: &Connection, key: &str) -> rusqlite::Result<(i64, i64)> {
 
 #[cfg(test)]
 mod tests {
+    use galerne_core::limits::HostLimits;
+
     use super::*;
 
-    fn open(folder: &Path, limits: KvLimits) -> KvDatabase {
-        KvDatabase::open(&folder.join("acme/kv.sqlite"), limits).expect("it opens")
+    fn open(folder: &Path) -> KvDatabase {
+        KvDatabase::open(&folder.join("acme/kv.sqlite")).expect("it opens")
     }
 
     #[test]
     fn values_outlive_the_store() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = open(folder.path(), KvLimits::default());
+        let store = open(folder.path());
         assert_eq!(store.get("a"), Ok(None));
-        store.set("a", b"1").expect("room");
-        store.set("a", &[0, 255]).expect("room");
+        store.set("a", b"1", &Allowance::default()).expect("room");
+        store.set("a", &[0, 255], &Allowance::default()).expect("room");
         drop(store);
-        let store = open(folder.path(), KvLimits::default());
+        let store = open(folder.path());
         assert_eq!(store.get("a"), Ok(Some(vec![0, 255])));
         store.delete("a").expect("it is there");
         store.delete("a").expect("or not");
@@ -210,43 +207,48 @@ mod tests {
     #[test]
     fn keys_come_in_order_and_in_pages() {
         let folder = tempfile::tempdir().expect("a folder");
-        let limits = KvLimits {
-            listed_max: 2,
-            ..KvLimits::default()
-        };
-        let store = open(folder.path(), limits);
+        let store = open(folder.path());
         for key in ["b", "a:2", "a:1", "a:é", "a;", "A:0", "a%"] {
-            store.set(key, b"").expect("room");
+            store.set(key, b"", &Allowance::default()).expect("room");
         }
-        assert_eq!(store.list("a:", ""), Ok(vec!["a:1".to_owned(), "a:2".to_owned()]));
-        assert_eq!(store.list("a:", "a:2"), Ok(vec!["a:é".to_owned()]));
-        assert_eq!(store.list("a:", "a:é"), Ok(vec![]));
-        assert_eq!(store.list("a:", "b"), Ok(vec![]));
-        assert_eq!(store.list("", "a;"), Ok(vec!["b".to_owned()]));
-        assert_eq!(store.list("%", ""), Ok(vec![]), "no pattern but a prefix");
+        assert_eq!(
+            store.list("a:", "", 2),
+            Ok(vec!["a:1".to_owned(), "a:2".to_owned()])
+        );
+        assert_eq!(store.list("a:", "a:2", 2), Ok(vec!["a:é".to_owned()]));
+        assert_eq!(store.list("a:", "a:é", 2), Ok(vec![]));
+        assert_eq!(store.list("a:", "b", 2), Ok(vec![]));
+        assert_eq!(store.list("", "a;", 2), Ok(vec!["b".to_owned()]));
+        assert_eq!(store.list("%", "", 2), Ok(vec![]), "no pattern but a prefix");
     }
 
     #[test]
     fn quotas_hold_across_changes_and_restarts() {
         let folder = tempfile::tempdir().expect("a folder");
-        let limits = KvLimits {
-            keys_max: 2,
-            tenant_bytes_max: 20,
-            value_bytes_max: 15,
-            ..KvLimits::default()
-        };
+        let mut limits = HostLimits::default();
+        for (name, value) in [
+            ("kv_keys_max", 2),
+            ("kv_bytes_max", 20),
+            ("kv_value_bytes_max", 15),
+        ] {
+            assert!(limits.set(name, value));
+        }
+        let room = Allowance::of_host(limits);
         let full = |store: &KvDatabase, key: &str, bytes: usize| {
-            matches!(store.set(key, &vec![0; bytes]), Err(CapabilityError::Limit(_)))
+            matches!(
+                store.set(key, &vec![0; bytes], &room),
+                Err(CapabilityError::Limit(_))
+            )
         };
-        let store = open(folder.path(), limits);
+        let store = open(folder.path());
         assert!(full(&store, "a", 16));
-        store.set("a", &[0; 10]).expect("room");
+        store.set("a", &[0; 10], &room).expect("room");
         assert!(full(&store, "b", 9), "11 and 10 bytes");
-        store.set("b", &[0; 8]).expect("just room");
+        store.set("b", &[0; 8], &room).expect("just room");
         assert!(full(&store, "c", 0), "a third key");
         drop(store);
-        let store = open(folder.path(), limits);
-        store.set("a", &[0; 10]).expect("in its own place");
+        let store = open(folder.path());
+        store.set("a", &[0; 10], &room).expect("in its own place");
         assert!(full(&store, "a", 11));
         assert_eq!(
             store.get("a").expect("reads").map(|value| value.len()),
@@ -267,7 +269,7 @@ mod tests {
             "not a database, but long enough to have a header of one hundred bytes".repeat(9),
         )
         .expect("writes");
-        let error = KvDatabase::open(&file, KvLimits::default()).expect_err("no database");
+        let error = KvDatabase::open(&file).expect_err("no database");
         assert!(error.to_string().contains("kv.sqlite"), "{error}");
     }
 }

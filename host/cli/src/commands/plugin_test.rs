@@ -9,6 +9,7 @@ use clap::Args;
 use galerne_core::deployment::Deployment;
 use galerne_core::filter::RequestInfo;
 use galerne_core::guest::{GuestLoader, ToolFactory};
+use galerne_core::limits::HostLimits;
 use galerne_plugin::{PluginHost, PluginOptions};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -258,7 +259,7 @@ impl<'a> Bench<'a> {
         let (host, tool) = match &self.tool {
             Some(tool) => tool,
             None => {
-                let services = Services::new(self.data.path(), Vec::new());
+                let services = Services::new(self.data.path(), Vec::new(), HostLimits::default());
                 let capabilities = services.capabilities("default", &deployment)?;
                 let options = PluginOptions {
                     count_fuel: true,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use galerne_core::limits::HostLimits;
 use galerne_plugin::{AddressRange, Isolation, PluginHost, PluginOptions};
 use galerne_server::api::{self, ApiLimits, ApiState, ServedModel};
 use galerne_server::deployments::Deployments;
@@ -53,6 +54,9 @@ pub(super) struct ServeArgs {
     /// Let guests call granted hosts at private addresses of this range; may be given several times
     #[arg(long = "guest-reach", value_name = "ADDRESS/BITS")]
     reach: Vec<AddressRange>,
+    /// Set a limit of guests, as NAME=NUMBER, for example http_calls_max=32 or tool_ms_max=5000; may be given several times
+    #[arg(long = "limit", value_name = "NAME=NUMBER")]
+    limits: Vec<String>,
     /// Congestion control of QUIC
     #[arg(long, value_enum, default_value = "bbr")]
     congestion: CongestionArg,
@@ -95,6 +99,7 @@ pub(super) fn run(data: &DataArgs, args: &ServeArgs) -> Result<()> {
     let plugins = PluginHost::new(PluginOptions {
         isolation: args.isolation.into(),
         count_fuel: args.count_fuel,
+        limits: limits(&args.limits)?.guest,
         ..guests::plugin_options(data)?
     })?;
     let state = Arc::new(load_models(&folder, args, &plugins)?);
@@ -137,6 +142,23 @@ pub(super) fn run(data: &DataArgs, args: &ServeArgs) -> Result<()> {
         model.engine.shutdown();
     }
     Ok(())
+}
+
+/// The default limits with those that were set.
+fn limits(set: &[String]) -> Result<HostLimits> {
+    let mut limits = HostLimits::default();
+    for setting in set {
+        let parts = setting.split_once('=');
+        let parts =
+            parts.and_then(|(name, value)| Some((name, value.parse().ok().filter(|value| *value > 0)?)));
+        let (name, value) =
+            parts.with_context(|| format!("--limit: expected NAME=NUMBER, got \"{setting}\""))?;
+        if !limits.set(name, value) {
+            let known: Vec<&str> = HostLimits::names().collect();
+            bail!("--limit: expected one of {}, got \"{name}\"", known.join(", "));
+        }
+    }
+    Ok(limits)
 }
 
 fn parse_http(text: &str) -> Result<Option<SocketAddr>> {
@@ -198,13 +220,15 @@ fn load_deployments(
     plugins: &PluginHost,
     models: Vec<String>,
 ) -> Result<Deployments> {
-    let services = Services::new(folder, args.reach.clone());
+    let limits = limits(&args.limits)?;
+    let services = Services::new(folder, args.reach.clone(), limits);
     let deployments = Deployments::new(
         Registry::new(folder),
         Arc::new(plugins.clone()),
         Box::new(move |tenant, deployment| services.capabilities(tenant, deployment)),
         guests::by_embedded_name(),
         models,
+        limits,
     );
     for (name, error) in deployments.load_all()? {
         eprintln!("galerne: deployment \"{name}\" is not served: {error}");

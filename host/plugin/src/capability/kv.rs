@@ -5,25 +5,15 @@ use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use galerne_core::capability::{CapabilityError, KvStore};
-use galerne_core::limits::KvLimits;
+use galerne_core::limits::Allowance;
 
 /// Forgotten with the process.
 #[derive(Debug, Default)]
 pub struct MemoryKv {
-    limits: KvLimits,
     values: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
 impl MemoryKv {
-    /// Empty.
-    #[must_use]
-    pub fn new(limits: KvLimits) -> Self {
-        Self {
-            limits,
-            values: Mutex::default(),
-        }
-    }
-
     fn values(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -34,14 +24,14 @@ impl KvStore for MemoryKv {
         Ok(self.values().get(key).cloned())
     }
 
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), CapabilityError> {
-        self.limits.check_sizes(key, value)?;
+    fn set(&self, key: &str, value: &[u8], allowance: &Allowance) -> Result<(), CapabilityError> {
+        allowance.check_kv_sizes(key, value)?;
         let mut values = self.values();
         let others = values.iter().filter(|(known, _)| *known != key);
         let (keys, bytes) = others.fold((0, 0), |(keys, bytes), (key, value)| {
             (keys + 1, bytes + (key.len() + value.len()) as u64)
         });
-        self.limits.check_room(keys, bytes, key, value)?;
+        allowance.check_kv_room(keys, bytes, key, value)?;
         values.insert(key.to_owned(), value.to_vec());
         Ok(())
     }
@@ -51,7 +41,7 @@ impl KvStore for MemoryKv {
         Ok(())
     }
 
-    fn list(&self, prefix: &str, after: &str) -> Result<Vec<String>, CapabilityError> {
+    fn list(&self, prefix: &str, after: &str, listed_max: usize) -> Result<Vec<String>, CapabilityError> {
         let values = self.values();
         let begin = prefix.max(after);
         let keys = values
@@ -60,6 +50,6 @@ impl KvStore for MemoryKv {
             .filter(|key| after.is_empty() || key.as_str() > after);
         // In order, so that the first without the prefix ends them.
         let keys = keys.take_while(|key| key.starts_with(prefix));
-        Ok(keys.take(self.limits.listed_max).cloned().collect())
+        Ok(keys.take(listed_max).cloned().collect())
     }
 }

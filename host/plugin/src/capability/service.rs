@@ -8,7 +8,7 @@ use galerne_core::capability::{
     LogTail, Reply, SecretName, SecretSource,
 };
 use galerne_core::filter::RequestInfo;
-use galerne_core::limits::CapabilityLimits;
+use galerne_core::limits::{Allowance, CapabilityLimits};
 
 use crate::capability::log::{GuestLog, escaped, time_ms};
 use crate::http::HttpClient;
@@ -22,7 +22,7 @@ pub struct CapabilityParts {
     /// What its guests may do.
     pub grants: Grants,
     /// How much of it.
-    pub limits: CapabilityLimits,
+    pub allowance: Allowance,
     /// Keeps their lines.
     pub log: Arc<GuestLog>,
     /// Makes their calls. One for all deployments.
@@ -62,6 +62,10 @@ impl HostCapabilities {
 impl Capabilities for HostCapabilities {
     fn grants(&self) -> &Grants {
         &self.parts.grants
+    }
+
+    fn allowance(&self) -> &Allowance {
+        &self.parts.allowance
     }
 
     fn session(&self, guest: &str, info: &RequestInfo) -> Box<dyn CapabilitySession> {
@@ -104,9 +108,15 @@ impl CapabilitySession for Session {
             Ask::Log { level, message } => self.log(level, &message),
             Ask::Http(request) => self.http(request, time_left),
             Ask::KvGet(key) => self.parts.kv.get(&key).map(Reply::Value),
-            Ask::KvSet { key, value } => self.parts.kv.set(&key, &value).map(|()| Reply::Done),
+            Ask::KvSet { key, value } => {
+                let set = self.parts.kv.set(&key, &value, &self.parts.allowance);
+                set.map(|()| Reply::Done)
+            }
             Ask::KvDelete(key) => self.parts.kv.delete(&key).map(|()| Reply::Done),
-            Ask::KvList { prefix, after } => self.parts.kv.list(&prefix, &after).map(Reply::Keys),
+            Ask::KvList { prefix, after } => {
+                let listed_max = self.limits().kv.listed_max;
+                self.parts.kv.list(&prefix, &after, listed_max).map(Reply::Keys)
+            }
             Ask::Secret(name) => self.secret(&name),
             Ask::Pipeline(_) => Err(CapabilityError::Denied(
                 "only pipelines may ask the model".to_owned(),
@@ -125,13 +135,18 @@ fn not_granted(grant: &str) -> CapabilityError {
 }
 
 impl Session {
+    fn limits(&self) -> &CapabilityLimits {
+        &self.parts.allowance.limits.capability
+    }
+
     fn log(&mut self, level: LogLevel, message: &str) -> Result<Reply, CapabilityError> {
         let parts = &self.parts;
         self.log_bytes = self.log_bytes.saturating_add(message.len());
-        let limit_bytes = parts.limits.log_request_bytes_max;
+        let limit_bytes = self.limits().log_request_bytes_max;
         if self.log_bytes > limit_bytes {
             return Err(CapabilityError::Limit(format!(
-                "log lines of at most {limit_bytes} bytes per request (log_request_bytes_max, the host's operator can raise it)"
+                "log lines of at most {limit_bytes} bytes per request ({})",
+                parts.allowance.who("log_request_bytes_max")
             )));
         }
         let line = LogLine {
@@ -141,7 +156,7 @@ impl Session {
             level,
             guest: self.guest.clone(),
             request: self.request.clone(),
-            text: escaped(message, parts.limits.log_line_bytes_max),
+            text: escaped(message, self.limits().log_line_bytes_max),
         };
         if let Some(line) = parts.log.push(Instant::now(), line) {
             trace(parts, &line);
@@ -150,19 +165,20 @@ impl Session {
     }
 
     fn http(&mut self, request: HttpRequest, time_left: Duration) -> Result<Reply, CapabilityError> {
-        let limits = &self.parts.limits;
-        let calls_max = limits.http_calls_max;
+        let allowance = &self.parts.allowance;
+        let calls_max = self.limits().http_calls_max;
         if self.http_calls >= calls_max {
             return Err(CapabilityError::Limit(format!(
-                "http: at most {calls_max} calls of a guest per request (http_calls_max, the host's operator can raise it)"
+                "http: at most {calls_max} calls of a guest per request ({})",
+                allowance.who("http_calls_max")
             )));
         }
         self.http_calls += 1;
-        let time_left = time_left.min(limits.http_time_max);
+        let time_left = time_left.min(self.limits().http_time_max);
         let response = self
             .parts
             .http
-            .send(request, &self.parts.grants.http, limits, time_left)?;
+            .send(request, &self.parts.grants.http, allowance, time_left)?;
         Ok(Reply::Http(response))
     }
 
@@ -174,7 +190,7 @@ impl Session {
             return Err(not_granted(&format!("secrets = [\"{name}\"]")));
         };
         let value = self.parts.secrets.secret(&name)?;
-        let (bytes, bytes_max) = (value.len(), self.parts.limits.secret_bytes_max);
+        let (bytes, bytes_max) = (value.len(), self.limits().secret_bytes_max);
         if bytes > bytes_max {
             return Err(CapabilityError::Failed(format!(
                 "secret {}: expected at most {bytes_max} bytes (secret_bytes_max), it has {bytes}",

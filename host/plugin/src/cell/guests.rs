@@ -14,7 +14,7 @@ use super::link::{Cell, Connection, code};
 use super::protocol::{Call, Failure, GuestId, Order, Reply, SessionId};
 use super::questions::Answerer;
 use crate::artifact::Artifact;
-use crate::errors::bounded;
+use crate::errors::{bounded, deadline_name};
 use crate::instance::GuestCore;
 
 /// A guest loaded in a cell, of any world. It outlives the cell's processes: each is given it when it first needs it.
@@ -57,6 +57,7 @@ impl CellGuest {
             world: self.world,
             name: self.core.name.to_string(),
             grants: self.core.grants(),
+            allowance: Box::new((*self.core.allowance).clone()),
             artifact: code(&self.artifact),
         };
         connection
@@ -198,6 +199,7 @@ fn named(core: &GuestCore, call: &'static str, error: GuestError) -> GuestError 
             guest,
             call: call.into(),
             limit_ms,
+            raise: core.allowance.who(deadline_name(call)),
         }),
         GuestError::Limit { limit, .. } => core.over_limit(call, bounded(&limit)),
         GuestError::Refused { message, .. } => core.refused(call, &message),

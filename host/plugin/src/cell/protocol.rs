@@ -8,7 +8,7 @@ use galerne_core::filter::{Channel, FilterError, FilterRequest, RequestInfo, Ver
 use galerne_core::graph::Graph;
 use galerne_core::guest::{GuestError, PlanStep, World};
 use galerne_core::ids::TokenId;
-use galerne_core::limits::GuestLimits;
+use galerne_core::limits::{Allowance, GuestLimits};
 use galerne_core::pipeline::{PipelineError, PipelineFinish};
 use galerne_core::sampling::Candidate;
 use galerne_core::tool::ToolError;
@@ -67,6 +67,8 @@ pub(crate) enum Call {
         name: String,
         /// What it may import, if its world may.
         grants: Grants,
+        /// Its bounds, and who can raise them.
+        allowance: Box<Allowance>,
         /// Compiled code.
         artifact: ByteBuf,
     },

@@ -113,7 +113,7 @@ mod tests {
         Ask, Capabilities as _, Grants, HttpRequest, LogLevel, SecretName, SecretSource,
     };
     use galerne_core::filter::RequestInfo;
-    use galerne_core::limits::{CapabilityLimits, KvLimits};
+    use galerne_core::limits::Allowance;
 
     use super::*;
     use crate::capability::kv::MemoryKv;
@@ -192,15 +192,15 @@ mod tests {
 
     #[test]
     fn what_is_not_granted_is_denied_to_a_cell_that_asks_all_the_same() {
-        let limits = CapabilityLimits::default();
+        let allowance = Allowance::default();
         let capabilities = HostCapabilities::new(CapabilityParts {
             tenant: "acme".to_owned(),
             deployment: "support".to_owned(),
             grants: Grants::default(),
-            limits,
-            log: Arc::new(GuestLog::new(&limits)),
+            log: Arc::new(GuestLog::new(&allowance.limits.capability)),
+            allowance,
             http: Arc::new(HttpClient::new(Arc::new(SystemLookup), vec![])),
-            kv: Arc::new(MemoryKv::new(KvLimits::default())),
+            kv: Arc::new(MemoryKv::default()),
             secrets: Arc::new(Secrets),
         });
         let info = RequestInfo {

@@ -12,6 +12,7 @@ use galerne_core::guest::{
     Answer as Taken, Architecture, ChatFormat, ChatParser, FilterSession, GuestError, SamplerSession,
     SequenceInfo, ToolFactory as _, World,
 };
+use galerne_core::limits::Allowance;
 
 use super::frames::{Came, Frames, messages};
 use super::outbox::{Outbox, WhenFull};
@@ -221,9 +222,10 @@ impl Cell {
                 world,
                 name,
                 grants,
+                allowance,
                 artifact,
             } => {
-                let loaded = self.load(world, &name, &grants, &artifact)?;
+                let loaded = self.load(world, &name, (&grants, &allowance), &artifact)?;
                 lock(&self.guests).insert(guest, loaded);
                 Ok(Reply::Done)
             }
@@ -325,24 +327,31 @@ impl Cell {
         }
     }
 
-    fn load(&self, world: World, name: &str, grants: &Grants, artifact: &[u8]) -> Result<Guest, GuestError> {
+    fn load(
+        &self,
+        world: World,
+        name: &str,
+        (grants, allowance): (&Grants, &Allowance),
+        artifact: &[u8],
+    ) -> Result<Guest, GuestError> {
+        let granted = || self.host.load_granted(name, world, artifact, grants, allowance);
         Ok(match world {
             World::Model => Guest::Model(self.host.load_model(name, artifact)?),
             World::Chat => Guest::Chat(self.host.load_chat(name, artifact)?),
             World::Sampler => {
-                let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
+                let (core, pre) = granted()?;
                 Guest::Sampler(SamplerGuest::new(core, pre)?)
             }
             World::Filter => {
-                let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
+                let (core, pre) = granted()?;
                 Guest::Filter(Arc::new(FilterGuest::new(core, pre)?))
             }
             World::Tool => {
-                let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
+                let (core, pre) = granted()?;
                 Guest::Tool(ToolGuest::new(core, pre)?)
             }
             World::Pipeline => {
-                let (core, pre) = self.host.load_granted(name, world, artifact, grants)?;
+                let (core, pre) = granted()?;
                 Guest::Pipeline(PipelineGuest::new(core, pre)?)
             }
         })

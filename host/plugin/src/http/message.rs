@@ -1,7 +1,7 @@
 //! A guest's HTTP request as it is checked, sent, and changed by a redirect. Opens no connection.
 
 use galerne_core::capability::{CapabilityError, HttpRequest, Scheme};
-use galerne_core::limits::CapabilityLimits;
+use galerne_core::limits::Allowance;
 use ureq::Body;
 use ureq::http::{self, HeaderMap, HeaderName, HeaderValue, Method, Response, Uri, header};
 
@@ -68,15 +68,15 @@ fn invalid(text: impl Into<String>) -> CapabilityError {
 
 impl Message {
     /// Checks all but where it goes.
-    pub(crate) fn new(request: HttpRequest, limits: &CapabilityLimits) -> Result<Self, CapabilityError> {
+    pub(crate) fn new(request: HttpRequest, allowance: &Allowance) -> Result<Self, CapabilityError> {
         let header_bytes = |(name, value): &(String, String)| name.len() + value.len() + 4;
         let bytes =
             request.headers.iter().map(header_bytes).sum::<usize>() + request.url.len() + request.body.len();
-        let bytes_max = limits.http_request_bytes_max;
+        let bytes_max = allowance.limits.capability.http_request_bytes_max;
         if bytes > bytes_max {
             return Err(CapabilityError::Limit(format!(
-                "http: expected a request of at most {bytes_max} bytes (http_request_bytes_max, the host's operator can \
-                 raise it), got {bytes}"
+                "http: expected a request of at most {bytes_max} bytes ({}), got {bytes}",
+                allowance.who("http_request_bytes_max")
             )));
         }
         let method = request.method.to_ascii_uppercase();
@@ -251,7 +251,7 @@ mod tests {
                 .collect(),
             body: body.to_vec(),
         };
-        Message::new(request, &CapabilityLimits::default())
+        Message::new(request, &Allowance::default())
     }
 
     fn target(url: &str) -> Result<String, CapabilityError> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use galerne_core::capability::{CapabilityError, HttpGrant, HttpRequest, HttpResponse};
-use galerne_core::limits::CapabilityLimits;
+use galerne_core::limits::Allowance;
 use ureq::http::{Response, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -61,12 +61,13 @@ impl HttpClient {
         &self,
         request: HttpRequest,
         grants: &[HttpGrant],
-        limits: &CapabilityLimits,
+        allowance: &Allowance,
         time_max: Duration,
     ) -> Result<HttpResponse, CapabilityError> {
         let deadline = Instant::now() + time_max;
-        let mut message = Message::new(request, limits)?;
-        for _ in 0..=limits.http_redirects_max {
+        let mut message = Message::new(request, allowance)?;
+        let redirects_max = allowance.limits.capability.http_redirects_max;
+        for _ in 0..=redirects_max {
             let target = message.target()?;
             if !grants
                 .iter()
@@ -78,12 +79,12 @@ impl HttpClient {
             let response = self.exchange(&message, addresses, deadline)?;
             match message::redirect_target(&response) {
                 Some(location) => message.redirect(&target, &location)?,
-                None => return read(response, limits),
+                None => return read(response, allowance),
             }
         }
-        let max = limits.http_redirects_max;
         Err(CapabilityError::Limit(format!(
-            "http: at most {max} redirects of one call (http_redirects_max, the host's operator can raise it)"
+            "http: at most {redirects_max} redirects of one call ({})",
+            allowance.who("http_redirects_max")
         )))
     }
 
@@ -157,8 +158,8 @@ impl Resolver for Pinned {
     }
 }
 
-fn read(mut response: Response<Body>, limits: &CapabilityLimits) -> Result<HttpResponse, CapabilityError> {
-    let bytes_max = limits.http_response_bytes_max;
+fn read(mut response: Response<Body>, allowance: &Allowance) -> Result<HttpResponse, CapabilityError> {
+    let bytes_max = allowance.limits.capability.http_response_bytes_max;
     let body = response
         .body_mut()
         .with_config()
@@ -166,8 +167,8 @@ fn read(mut response: Response<Body>, limits: &CapabilityLimits) -> Result<HttpR
         .read_to_vec()
         .map_err(|error| match error {
             ureq::Error::BodyExceedsLimit(_) => CapabilityError::Limit(format!(
-                "http: expected a body of at most {bytes_max} bytes (http_response_bytes_max, the host's operator can \
-                 raise it), the server sends more"
+                "http: expected a body of at most {bytes_max} bytes ({}), the server sends more",
+                allowance.who("http_response_bytes_max")
             )),
             other => failed(&other),
         })?;

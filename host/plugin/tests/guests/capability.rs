@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use galerne_core::capability::{CapabilityError, Grants, SecretName, SecretSource};
 use galerne_core::guest::ToolSession;
-use galerne_core::limits::{CapabilityLimits, GuestLimits, KvLimits};
+use galerne_core::limits::{Allowance, CapabilityLimits, GuestLimits, HostLimits};
 use galerne_core::tool::ToolError;
 use galerne_plugin::{
     CapabilityParts, GuestLog, HostCapabilities, HttpClient, Lookup, MemoryKv, PluginHost, PluginOptions,
@@ -79,6 +79,7 @@ pub(crate) struct Deployment {
     pub(crate) grants: String,
     pub(crate) limits: CapabilityLimits,
     /// What one call may wait.
+    pub(crate) lower: &'static [(&'static str, u64)],
     pub(crate) wait_max: Duration,
     pub(crate) names: Arc<Names>,
     /// Whether guests may reach this machine.
@@ -93,6 +94,7 @@ impl Default for Deployment {
                 http_time_max: Duration::from_millis(400),
                 ..CapabilityLimits::default()
             },
+            lower: &[],
             wait_max: Duration::from_secs(3),
             names: Arc::new(Names::local()),
             local: true,
@@ -122,15 +124,23 @@ impl Deployment {
             vec![]
         };
         let lookup: Arc<dyn Lookup> = Arc::clone(&self.names) as Arc<dyn Lookup>;
-        let kv_limits: KvLimits = self.limits.kv;
+        let host = HostLimits {
+            capability: self.limits,
+            ..HostLimits::default()
+        };
+        let own = self
+            .lower
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value));
+        let allowance = Allowance::lowered(host, "support", &own.collect());
         let parts = CapabilityParts {
             tenant: "acme".to_owned(),
             deployment: "support".to_owned(),
             grants,
-            limits: self.limits,
+            allowance,
             log: Arc::clone(&log),
             http: Arc::new(HttpClient::new(lookup, reachable)),
-            kv: Arc::new(MemoryKv::new(kv_limits)),
+            kv: Arc::new(MemoryKv::default()),
             secrets: Arc::new(Secrets),
         };
         let host = host_with(&PluginOptions {

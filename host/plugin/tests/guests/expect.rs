@@ -23,6 +23,7 @@ pub(crate) fn is_deadline(error: &GuestError, call: &str, limit_ms: u64) {
             guest,
             call: got,
             limit_ms: limit,
+            ..
         } => {
             assert_eq!((guest.as_str(), &**got, *limit), ("evil", call, limit_ms));
         }

@@ -14,9 +14,10 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use galerne_core::deployment::Deployment;
+use galerne_core::limits::HostLimits;
 use galerne_store::registry::{RegistryError, Traffic};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::blocking;
@@ -177,7 +178,19 @@ async fn show(
     blocking(move || {
         let tenant = query.tenant.as_deref().unwrap_or(DEFAULT_TENANT);
         let (record, published) = state.deployments().show(tenant, &name, query.version)?;
-        Ok::<_, DeployError>(Json(json!({"deployment": record, "published": published})))
+        let host = state.deployments().limits();
+        let allowance = published.deployment.allowance(host);
+        let limits: Map<String, Value> = HostLimits::names()
+            .map(|name| {
+                (
+                    name.to_owned(),
+                    json!({"value": allowance.limits.get(name), "host": host.get(name)}),
+                )
+            })
+            .collect();
+        Ok::<_, DeployError>(Json(
+            json!({"deployment": record, "published": published, "limits": limits}),
+        ))
     })
     .await
 }

@@ -10,11 +10,11 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use galerne_core::guest::GuestStats;
-use galerne_core::limits::CapabilityLimits;
 use galerne_engine::stats::EngineStats;
 use serde_json::Value;
 
 use super::state::{ApiState, Target};
+use crate::deployments::DEFAULT_TENANT;
 
 /// Upper bounds in seconds, as in vLLM's first-token histogram.
 const BUCKETS_S: [f64; 16] = [
@@ -350,15 +350,24 @@ fn limits(out: &mut String, state: &ApiState) {
         "gauge",
         "Bounds on guests, by name; times in seconds.",
     );
-    let guests = serde_json::to_value(state.deployments().guest_limits());
-    let pipelines = serde_json::to_value(state.limits().pipeline);
-    let capabilities = serde_json::to_value(CapabilityLimits::default());
-    for (of, limits) in [
-        ("guest", guests),
-        ("pipeline", pipelines),
-        ("capability", capabilities),
-    ] {
-        limit(out, of, "", &limits.unwrap_or_default());
+    let limits = serde_json::to_value(state.deployments().limits()).unwrap_or_default();
+    for (of, limits) in limits.as_object().into_iter().flatten() {
+        limit(out, of, "", limits);
+    }
+    family(
+        out,
+        "deployment_limit",
+        "gauge",
+        "Bounds that a deployment lowered, by name; times in milliseconds.",
+    );
+    for live in state.deployments().stable(DEFAULT_TENANT) {
+        let (name, version) = (&live.published.deployment.name, live.published.version);
+        for (limit, value, _) in live.capabilities.allowance().changed() {
+            let _ = writeln!(
+                out,
+                "galerne_deployment_limit{{deployment=\"{name}\",version=\"{version}\",name=\"{limit}\"}} {value}"
+            );
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use galerne_core::grammar::GrammarFactory;
 use galerne_core::guest::{ChatFormat, SamplerFactory};
 use galerne_core::ids::{TenantId, TenantSalt, TokenId};
-use galerne_core::limits::{GuestLimits, PipelineLimits};
+use galerne_core::limits::GuestLimits;
 use galerne_engine::handle::EngineHandle;
 use galerne_store::tokenizer::Tokenizer;
 use serde_json::Value;
@@ -55,8 +55,6 @@ pub struct ApiLimits {
     pub piece_tokens_max: usize,
     /// Bytes of a component that is pushed.
     pub component_bytes_max: usize,
-    /// What a pipeline may do with the model in one request.
-    pub pipeline: PipelineLimits,
 }
 
 impl Default for ApiLimits {
@@ -68,7 +66,6 @@ impl Default for ApiLimits {
             biases_max: 1_024,
             piece_tokens_max: usize::MAX,
             component_bytes_max: GuestLimits::default().component_bytes_max,
-            pipeline: PipelineLimits::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use galerne_core::capability::{Ask, CapabilityError, CapabilitySession, Reply};
 use galerne_core::chat::{ChatOptions, Delta, Message, Segment, ToolSpec};
 use galerne_core::filter::{FilterRequest, RequestError};
 use galerne_core::ids::TokenId;
-use galerne_core::limits::PipelineLimits;
+use galerne_core::limits::{Allowance, PipelineLimits};
 use galerne_core::pipeline::{ContextId, GenerateOptions, GenerationId, Next, PipelineAsk, PipelineReply};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
@@ -46,6 +46,8 @@ pub(super) struct Inference {
     target: Target,
     params: Params,
     limits: PipelineLimits,
+    /// Who can raise them.
+    allowance: Allowance,
     tools: ToolCalls,
     contexts: BTreeMap<ContextId, Tokens>,
     branches: BTreeMap<GenerationId, Branch>,
@@ -71,14 +73,10 @@ impl Inference {
         out: Sender<Emitted>,
         shared: Arc<Shared>,
     ) -> Self {
-        let own = tools.live().published.deployment.limits;
-        let host = state.limits().pipeline;
+        let allowance = tools.live().capabilities.allowance().clone();
         Self {
-            limits: PipelineLimits {
-                tokens_max: own.pipeline_tokens_max.unwrap_or(u32::MAX).min(host.tokens_max),
-                blocks_max: own.pipeline_blocks_max.unwrap_or(usize::MAX).min(host.blocks_max),
-                ..host
-            },
+            limits: allowance.limits.pipeline,
+            allowance,
             state,
             target,
             params,
@@ -170,9 +168,9 @@ impl Inference {
         let depth = context.depth + 1;
         let depth_max = self.limits.fork_depth_max;
         if depth > depth_max {
-            return Err(limit(
+            return Err(self.limit(
                 &format!("forks of at most {depth_max} generations"),
-                "fork_depth_max",
+                "pipeline_fork_depth_max",
             ));
         }
         let tokens = Tokens {
@@ -217,9 +215,9 @@ impl Inference {
             .count();
         let running_max = self.limits.generations_max;
         if running >= running_max {
-            return Err(limit(
+            return Err(self.limit(
                 &format!("at most {running_max} generations at once"),
-                "generations_max",
+                "pipeline_generations_max",
             ));
         }
         let logprobs = options.logprobs;
@@ -299,7 +297,7 @@ impl Inference {
             match self.shared.wait(until.saturating_duration_since(Instant::now())) {
                 Waited::Woken => {}
                 Waited::Over => return Err(gone()),
-                Waited::TimedOut => return Err(too_long()),
+                Waited::TimedOut => return Err(self.too_long()),
             }
         }
     }
@@ -337,9 +335,9 @@ impl Inference {
         }
         let (bytes, bytes_max) = (data_json.len(), self.limits.event_bytes_max);
         if bytes > bytes_max {
-            return Err(limit(
+            return Err(self.limit(
                 &format!("an event of at most {bytes_max} bytes, got {bytes}"),
-                "event_bytes_max",
+                "pipeline_event_bytes_max",
             ));
         }
         let data = serde_json::from_str(data_json)
@@ -352,9 +350,9 @@ impl Inference {
         self.emitted_bytes = self.emitted_bytes.saturating_add(bytes);
         let bytes_max = self.limits.emitted_bytes_max;
         if self.emitted_bytes > bytes_max {
-            return Err(limit(
+            return Err(self.limit(
                 &format!("at most {bytes_max} bytes emitted"),
-                "emitted_bytes_max",
+                "pipeline_emitted_bytes_max",
             ));
         }
         let mut emitted = emitted;
@@ -365,7 +363,7 @@ impl Inference {
                 Err(TrySendError::Full(emitted)) => emitted,
             };
             if Instant::now() >= until {
-                return Err(too_long());
+                return Err(self.too_long());
             }
             std::thread::sleep(FULL_WAIT);
         }
@@ -374,9 +372,9 @@ impl Inference {
     fn open(&mut self, tokens: Tokens) -> Answer {
         let (contexts, contexts_max) = (self.contexts.len(), self.limits.contexts_max);
         if contexts >= contexts_max {
-            return Err(limit(
+            return Err(self.limit(
                 &format!("at most {contexts_max} contexts at once"),
-                "contexts_max",
+                "pipeline_contexts_max",
             ));
         }
         self.check_length(tokens.tokens.len())?;
@@ -414,9 +412,9 @@ impl Inference {
     fn check_text(&self, bytes: usize) -> Result<(), CapabilityError> {
         let bytes_max = self.limits.text_bytes_max;
         if bytes > bytes_max {
-            return Err(limit(
+            return Err(self.limit(
                 &format!("text of at most {bytes_max} bytes at once, got {bytes}"),
-                "text_bytes_max",
+                "pipeline_text_bytes_max",
             ));
         }
         Ok(())
@@ -437,7 +435,7 @@ impl Inference {
         let tokens: usize = self.tokens_before + self.branches.values().map(Branch::len).sum::<usize>();
         let tokens_max = self.limits.tokens_max;
         if tokens > tokens_max as usize {
-            return Err(self.own_limit(
+            return Err(self.limit(
                 &format!("at most {tokens_max} output tokens in one request"),
                 "pipeline_tokens_max",
             ));
@@ -451,7 +449,7 @@ impl Inference {
         let running = self.branches.values().filter(|branch| !branch.has_ended());
         let (blocks, blocks_max) = (running.map(blocks).sum::<usize>(), self.limits.blocks_max);
         if blocks > blocks_max {
-            return Err(self.own_limit(
+            return Err(self.limit(
                 &format!("generations of at most {blocks_max} KV blocks at once, got {blocks}"),
                 "pipeline_blocks_max",
             ));
@@ -459,11 +457,15 @@ impl Inference {
         Ok(())
     }
 
-    /// A limit that a deployment may lower.
-    fn own_limit(&self, what: &str, field: &str) -> CapabilityError {
-        let deployment = &self.tools.live().published.deployment.name;
-        CapabilityError::Limit(format!(
-            "{what} (limits.{field} of deployment \"{deployment}\", up to the limit of the host's operator)"
+    /// A limit was met: which, and who can raise it.
+    fn limit(&self, what: &str, name: &str) -> CapabilityError {
+        CapabilityError::Limit(format!("{what} ({})", self.allowance.who(name)))
+    }
+
+    fn too_long(&self) -> CapabilityError {
+        CapabilityError::Timeout(format!(
+            "a pipeline waits no longer in one request ({})",
+            self.allowance.who("pipeline_wait_ms_max")
         ))
     }
 
@@ -501,7 +503,7 @@ impl CapabilitySession for Inference {
                     "at most {} ms of the host's work on contexts",
                     work_max.as_millis()
                 );
-                return Err(limit(&what, "work_max"));
+                return Err(self.limit(&what, "pipeline_work_ms_max"));
             }
         }
         answer.map(Reply::Pipeline)
@@ -531,17 +533,6 @@ fn unknown(what: &str) -> CapabilityError {
     ))
 }
 
-fn limit(what: &str, field: &str) -> CapabilityError {
-    CapabilityError::Limit(format!("{what} ({field}, the host's operator can raise it)"))
-}
-
 fn gone() -> CapabilityError {
     CapabilityError::Over("nobody waits for the answer any more".to_owned())
-}
-
-fn too_long() -> CapabilityError {
-    CapabilityError::Timeout(
-        "a pipeline waits no longer in one request (pipeline_wait_max, the host's operator can raise it)"
-            .to_owned(),
-    )
 }
