@@ -1,8 +1,8 @@
 //! Integer dot products of quantized weights with quantized activations: what all formats share. A format is its layout
 //! (`linear_q*.rs`, `linear_grouped.rs`); how its codes are multiplied depends on their size only.
 //!
-//! A block's part of an output is `scale_x (d dot(q, x) + fine part) + m sum(x)`, in this order of operations wherever the
-//! dot product was made: it is an integer, so vector and tile kernels give the same bits.
+//! A block's part of an output is `m sum(x) + d scale_x dot(q, x) + fine part`, in this order of operations wherever the dot
+//! product was made: it is an integer, so vector and tile kernels give the same bits.
 #![expect(
     unsafe_op_in_unsafe_fn,
     reason = "kernel bodies are covered by the contracts of Simd and PanelDot"
@@ -63,14 +63,16 @@ impl<S: Simd> Numbers<S> {
         Self { d: [d; 2], m }
     }
 
-    /// Dot products times their scales. Without [`Quantized::HALVES`] the first is of all columns.
+    /// Adds dot products times their scales, `step` and `scale`. Without [`Quantized::HALVES`] the first is of all columns.
     #[inline(always)]
-    unsafe fn scale<F: Quantized>(&self, dots: [S::F; 2]) -> S::F {
-        let first = S::mul(self.d[0], dots[0]);
+    unsafe fn add<F: Quantized>(&self, dots: [S::F; 2], step: f32, scale: f32, sum: S::F) -> S::F {
         if F::HALVES {
-            return S::fma(self.d[1], dots[1], first);
+            let first = S::mul(self.d[0], dots[0]);
+            let dot = S::fma(self.d[1], dots[1], first);
+            return S::fma(dot, S::splat(scale * step), sum);
         }
-        first
+        let d = S::mul(S::mul(self.d[0], S::splat(step)), S::splat(scale));
+        S::fma(dots[0], d, sum)
     }
 
     /// Adds what the coarse codes make of `dots`, for activations with this scale and sum.
@@ -88,7 +90,7 @@ impl<S: Simd> Numbers<S> {
         if F::MINIMUM {
             sum = S::fma(self.m, S::splat(x_sum), sum);
         }
-        S::fma(self.scale::<F>(dots), S::splat(scale), sum)
+        self.add::<F>(dots, 1.0, scale, sum)
     }
 
     /// Adds what the fine codes make of `dots`.
@@ -97,7 +99,7 @@ impl<S: Simd> Numbers<S> {
     /// See [`Simd`].
     #[inline(always)]
     pub(crate) unsafe fn fine<F: Quantized>(&self, dots: [S::F; 2], scale: f32, sum: S::F) -> S::F {
-        S::fma(self.scale::<F>(dots), S::splat(scale * (1.0 / FINE)), sum)
+        self.add::<F>(dots, 1.0 / FINE, scale, sum)
     }
 }
 
