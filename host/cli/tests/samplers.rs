@@ -62,7 +62,7 @@ fn a_sampler_that_misuses_grammars_ends_its_own_requests() {
         ("misbehave = \"stale\"", "has not dropped, got 0"),
         (
             "misbehave = \"fork\"",
-            "held_max, the host's operator can raise it",
+            "grammar_held_max, the host's operator can raise it",
         ),
         ("misbehave = \"spin\"", "ran past its limit of 100 ms in plan"),
         (
@@ -71,7 +71,7 @@ fn a_sampler_that_misuses_grammars_ends_its_own_requests() {
         ),
         (
             "misbehave = \"nested\", times = 1000",
-            "nesting_max, the host's operator can raise it",
+            "grammar_nesting_max, the host's operator can raise it",
         ),
     ] {
         author.deploy(&host, &verdict("evil", params, true), &[]);
@@ -83,6 +83,28 @@ fn a_sampler_that_misuses_grammars_ends_its_own_requests() {
         );
         let (status, answer) = ask(&host, MODEL, "hi", &json!({"max_tokens": 4}));
         assert_eq!(status, 200, "a neighbour is served: {answer}");
+    }
+    // A deployment may allow less; then it is the deployment that can allow more.
+    for (params, limit, most, host_has) in [
+        ("misbehave = \"fork\"", "grammar_held_max", 2, 16),
+        (
+            "misbehave = \"nested\", times = 30",
+            "grammar_nesting_max",
+            20,
+            128,
+        ),
+    ] {
+        let toml = format!("{}[limits]\n{limit} = {most}\n", verdict("evil", params, true));
+        author.deploy(&host, &toml, &[]);
+        let (status, answer) = ask(&host, "verdict", "hi", &json!({"max_tokens": 8}));
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        let words = format!(
+            "(limits.{limit} of deployment \"verdict\", which can raise it to the host's {host_has})"
+        );
+        assert!(
+            status >= 400 && message.contains(&format!("at most {most} ")) && message.contains(&words),
+            "{params}: {status}: {answer}"
+        );
     }
     // A guest that does not look whether the request has a format of its own.
     author.deploy(&host, &verdict("evil", "misbehave = \"\"", true), &[]);

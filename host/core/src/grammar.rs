@@ -152,16 +152,14 @@ pub enum GrammarError {
         reason: String,
     },
     /// The grammar is larger than the host allows.
-    #[error(
-        "{kind}: expected at most {limit} {unit} ({name}, the host's operator can raise it), got {got}; simplify it"
-    )]
+    #[error("{kind}: expected at most {limit} {unit} ({who}), got {got}; simplify it")]
     TooLarge {
         /// What kind of grammar.
         kind: &'static str,
         /// What is counted.
         unit: &'static str,
-        /// The limit's name in [`GrammarLimits`](crate::limits::GrammarLimits).
-        name: &'static str,
+        /// The limit's name, and who can raise it.
+        who: String,
         /// The limit.
         limit: usize,
         /// What came.

@@ -145,7 +145,7 @@ impl Default for PipelineLimits {
 
 /// Bounds on the grammar of one answer. They bound time too: the work of a compilation or of one token is counted, not
 /// timed, so that a busy machine refuses nothing it would take otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrammarLimits {
     /// Bytes of its source.
     pub source_bytes_max: usize,

@@ -13,7 +13,7 @@ use galerne_core::grammar::{
     GrammarError, GrammarFactory, GrammarSession, GrammarSource, HeldGrammar, Next, TokenText, TokenTexts,
 };
 use galerne_core::guest::Waker;
-use galerne_core::limits::GrammarLimits;
+use galerne_core::limits::{Allowance, GrammarLimits};
 use llguidance::api::{GrammarInit, ParserLimits};
 use llguidance::toktrie::{
     ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie,
@@ -83,7 +83,7 @@ impl Grammars {
     /// A grammar at its beginning, with a lexer of at most so many states, and what may follow there.
     fn place(&self, source: &GrammarSource, states_max: usize) -> Result<(Arc<Place>, Next), GrammarError> {
         let limits = &self.host.options.grammar_limits;
-        source::check_size(source, limits)?;
+        source::check_size(source, &Allowance::of_host(self.host.options.host_limits()))?;
         let stack_bytes = limits
             .source_bytes_max
             .saturating_mul(STACK_BYTES_PER_SOURCE_BYTE);

@@ -68,6 +68,17 @@ pub struct PluginOptions {
     pub count_fuel: bool,
 }
 
+impl PluginOptions {
+    /// The limits given here, the others as they are by default.
+    pub(crate) fn host_limits(&self) -> HostLimits {
+        HostLimits {
+            guest: self.limits,
+            grammar: self.grammar_limits,
+            ..HostLimits::default()
+        }
+    }
+}
+
 /// Where tenants' guests run; guests without a tenant run in this process in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Isolation {
@@ -370,13 +381,12 @@ impl PluginHost {
     }
 
     fn core(&self, name: &str, world: &'static str) -> GuestCore {
-        let guest = self.shared.options.limits;
+        let options = &self.shared.options;
         let allowance = match &self.granted {
-            Granted::Deployment(capabilities) => capabilities.allowance().on(guest),
-            Granted::Nothing | Granted::Look => Allowance::of_host(HostLimits {
-                guest,
-                ..HostLimits::default()
-            }),
+            Granted::Deployment(capabilities) => capabilities
+                .allowance()
+                .on(options.limits, options.grammar_limits),
+            Granted::Nothing | Granted::Look => Allowance::of_host(options.host_limits()),
         };
         GuestCore {
             allowance: Arc::new(allowance),

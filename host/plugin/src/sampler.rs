@@ -124,8 +124,8 @@ impl SamplerFactory for SamplerGuest {
 /// Who answers a guest's questions about grammars, if it may have any.
 pub(crate) fn desk(core: &GuestCore, info: &SequenceInfo<'_>, waker: &Waker) -> Option<Arc<Desk>> {
     let factory = info.grammars.filter(|_| core.grants().grammar)?;
-    let limits = core.host.options.grammar_limits;
-    Some(Desk::new(Arc::clone(factory), limits, Arc::clone(waker)))
+    let allowance = Arc::clone(&core.allowance);
+    Some(Desk::new(Arc::clone(factory), allowance, Arc::clone(waker)))
 }
 
 /// Checks a guest's plan, and finds the grammar it names.

@@ -252,19 +252,19 @@ fn grammars_too_large_too_many_and_too_late() {
     for (params, words) in [
         (
             json!({"misbehave": "bomb", "source": "(ab|c)", "times": 30_000}),
-            "at most 131072 bytes (source_bytes_max, the host's operator can raise it), got 180000",
+            "at most 131072 bytes (grammar_source_bytes_max, the host's operator can raise it), got 180000",
         ),
         (
             json!({"misbehave": "nested", "times": 1_000}),
-            "at most 128 nested brackets (nesting_max, the host's operator can raise it), got 1000",
+            "at most 128 nested brackets (grammar_nesting_max, the host's operator can raise it), got 1000",
         ),
         (
             evil("compile"),
-            "at most 8 are compiled for one sequence (compiled_max, the host's operator can raise it)",
+            "at most 8 are compiled for one sequence (grammar_compiled_max, the host's operator can raise it)",
         ),
         (
             evil("fork"),
-            "at most 16 of one sequence at once (held_max, the host's operator can raise it)",
+            "at most 16 of one sequence at once (grammar_held_max, the host's operator can raise it)",
         ),
         (evil("leak"), "at most 16 of one sequence at once"),
         (
@@ -273,7 +273,7 @@ fn grammars_too_large_too_many_and_too_late() {
         ),
         (
             json!({"misbehave": "accept", "times": 65}),
-            "at most 64 tokens in one call (accepted_tokens_max, the host's operator can raise it), got 65",
+            "at most 64 tokens in one call (grammar_tokens_max, the host's operator can raise it), got 65",
         ),
     ] {
         let said = keeper.refusal(&params);

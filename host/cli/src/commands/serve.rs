@@ -96,10 +96,12 @@ pub(super) fn run(data: &DataArgs, args: &ServeArgs) -> Result<()> {
     let begin = Instant::now();
     let folder = data.folder()?;
     let http = parse_http(&args.http)?;
+    let limits = limits(&args.limits)?;
     let plugins = PluginHost::new(PluginOptions {
         isolation: args.isolation.into(),
         count_fuel: args.count_fuel,
-        limits: limits(&args.limits)?.guest,
+        limits: limits.guest,
+        grammar_limits: limits.grammar,
         ..guests::plugin_options(data)?
     })?;
     let state = Arc::new(load_models(&folder, args, &plugins)?);

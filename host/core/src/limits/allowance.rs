@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CapabilityLimits, GuestLimits, PipelineLimits};
+use super::{CapabilityLimits, GrammarLimits, GuestLimits, PipelineLimits};
 use crate::capability::CapabilityError;
 
 /// Every limit that guests meet.
@@ -17,6 +17,8 @@ pub struct HostLimits {
     pub capability: CapabilityLimits,
     /// On what pipelines do with the model.
     pub pipeline: PipelineLimits,
+    /// On grammars, a request's own and those of guests.
+    pub grammar: GrammarLimits,
 }
 
 /// A limit as a whole number; times in milliseconds.
@@ -127,6 +129,15 @@ const NAMED: &[(&str, Place)] = &[
     ("pipeline_event_bytes_max", |limits| {
         &mut limits.pipeline.event_bytes_max
     }),
+    ("grammar_source_bytes_max", |limits| {
+        &mut limits.grammar.source_bytes_max
+    }),
+    ("grammar_nesting_max", |limits| &mut limits.grammar.nesting_max),
+    ("grammar_compiled_max", |limits| &mut limits.grammar.compiled_max),
+    ("grammar_held_max", |limits| &mut limits.grammar.held_max),
+    ("grammar_tokens_max", |limits| {
+        &mut limits.grammar.accepted_tokens_max
+    }),
 ];
 
 fn place(name: &str) -> Option<Place> {
@@ -193,11 +204,15 @@ impl Allowance {
         }
     }
 
-    /// The same on a host with these limits of instances and calls.
+    /// The same on a host with these limits of instances and calls, and of grammars.
     #[must_use]
-    pub fn on(&self, guest: GuestLimits) -> Self {
+    pub fn on(&self, guest: GuestLimits, grammar: GrammarLimits) -> Self {
         let own = self.changed().map(|(name, own, _)| (name.to_owned(), own));
-        let host = HostLimits { guest, ..self.host };
+        let host = HostLimits {
+            guest,
+            grammar,
+            ..self.host
+        };
         Self::lowered(host, &self.deployment, &own.collect())
     }
 
@@ -330,7 +345,7 @@ mod tests {
             step_deadline: Duration::from_millis(20),
             ..GuestLimits::default()
         };
-        let there = allowance.on(guest);
+        let there = allowance.on(guest, GrammarLimits::default());
         assert_eq!(there.limits.guest.tool_deadline, Duration::from_millis(100));
         assert_eq!(there.limits.guest.step_deadline, Duration::from_millis(20));
         assert_eq!(there.limits.capability.http_calls_max, 2);

@@ -13,13 +13,15 @@ use galerne_core::grammar::{
 };
 use galerne_core::guest::{Answer, Waker};
 use galerne_core::ids::TokenId;
-use galerne_core::limits::GrammarLimits;
+use galerne_core::limits::Allowance;
 use galerne_core::sampling::PlanError;
+
+use super::source::check_size;
 
 /// One session's grammars.
 pub(crate) struct Desk {
     factory: Arc<dyn GrammarFactory>,
-    limits: GrammarLimits,
+    allowance: Arc<Allowance>,
     waker: Waker,
     // A std Mutex: held for look-ups, never while a grammar works.
     state: Mutex<State>,
@@ -45,10 +47,14 @@ struct Named {
 
 impl Desk {
     /// `waker` is called when a mask is there.
-    pub(crate) fn new(factory: Arc<dyn GrammarFactory>, limits: GrammarLimits, waker: Waker) -> Arc<Self> {
+    pub(crate) fn new(
+        factory: Arc<dyn GrammarFactory>,
+        allowance: Arc<Allowance>,
+        waker: Waker,
+    ) -> Arc<Self> {
         Arc::new(Self {
             factory,
-            limits,
+            allowance,
             waker,
             state: Mutex::default(),
         })
@@ -106,11 +112,11 @@ impl Desk {
                 self.keep(grammar.fork().map_err(|error| failed(&error))?)
             }
             GrammarAsk::Accept(id, tokens) => {
-                let max = self.limits.accepted_tokens_max;
+                let max = self.allowance.limits.grammar.accepted_tokens_max;
                 if tokens.len() > max {
                     return Err(CapabilityError::Limit(format!(
-                        "grammar: accept: expected at most {max} tokens in one call (accepted_tokens_max, the host's \
-                         operator can raise it), got {}",
+                        "grammar: accept: expected at most {max} tokens in one call ({}), got {}",
+                        self.allowance.who("grammar_tokens_max"),
                         tokens.len()
                     )));
                 }
@@ -142,7 +148,7 @@ impl Desk {
 
     fn compile(&self, text: GrammarText) -> Result<GrammarReply, CapabilityError> {
         self.check_room()?;
-        let max = self.limits.compiled_max;
+        let max = self.allowance.limits.grammar.compiled_max;
         let mut state = self.state();
         // A compilation takes as long as many plans, and others' plans may wait for the same thread.
         if state.begun {
@@ -153,22 +159,24 @@ impl Desk {
         }
         if state.compiled >= max {
             return Err(CapabilityError::Limit(format!(
-                "grammar: at most {max} are compiled for one sequence (compiled_max, the host's operator can raise it); \
-                 fork one"
+                "grammar: at most {max} are compiled for one sequence ({}); fork one",
+                self.allowance.who("grammar_compiled_max")
             )));
         }
         // Those that fail count too: they are work.
         state.compiled += 1;
         drop(state);
         let source = text.source().map_err(|error| failed(&error))?;
+        check_size(&source, &self.allowance).map_err(|error| failed(&error))?;
         self.keep(self.factory.hold(&source).map_err(|error| failed(&error))?)
     }
 
     fn check_room(&self) -> Result<(), CapabilityError> {
-        let max = self.limits.held_max;
+        let max = self.allowance.limits.grammar.held_max;
         if self.state().held.len() >= max {
             return Err(CapabilityError::Limit(format!(
-                "grammar: at most {max} of one sequence at once (held_max, the host's operator can raise it); drop one"
+                "grammar: at most {max} of one sequence at once ({}); drop one",
+                self.allowance.who("grammar_held_max")
             )));
         }
         Ok(())

@@ -52,12 +52,8 @@ impl Place {
     pub(super) fn next(&self) -> Result<Next, GrammarError> {
         let vocabulary = self.vocabulary;
         self.with(|State { matcher, .. }| {
-            if matcher.is_stopped() {
-                return if matcher.stop_reason().is_ok() {
-                    Ok(Next::End)
-                } else {
-                    Err(stopped(matcher))
-                };
+            if has_ended(matcher)? {
+                return Ok(Next::End);
             }
             let mask = matcher.compute_mask();
             let mask = mask.map_err(|error| failed(matcher, &error.to_string()))?;
@@ -78,9 +74,12 @@ impl Place {
     }
 }
 
-/// Why a grammar that takes nothing more stopped.
-fn stopped(matcher: &Matcher) -> GrammarError {
-    failed(matcher, &matcher.stop_reason().to_string())
+/// Whether nothing more can follow. An error if that is not because the text is complete.
+fn has_ended(matcher: &Matcher) -> Result<bool, GrammarError> {
+    if matcher.is_stopped() && !matcher.stop_reason().is_ok() {
+        return Err(failed(matcher, &matcher.stop_reason().to_string()));
+    }
+    Ok(matcher.is_stopped())
 }
 
 fn failed(matcher: &Matcher, error: &str) -> GrammarError {
@@ -170,12 +169,8 @@ impl HeldGrammar for Held {
 
     fn status(&self) -> Result<GrammarStatus, GrammarError> {
         self.ask(|State { matcher, .. }| {
-            if matcher.is_stopped() {
-                return if matcher.stop_reason().is_ok() {
-                    Ok(GrammarStatus::Ended)
-                } else {
-                    Err(stopped(matcher))
-                };
+            if has_ended(matcher)? {
+                return Ok(GrammarStatus::Ended);
             }
             let accepting = matcher.is_accepting();
             let accepting = accepting.map_err(|error| failed(matcher, &error.to_string()))?;

@@ -1,7 +1,7 @@
 //! From a grammar's source to the library's, within limits on its size. Knows no tokens.
 
 use galerne_core::grammar::{GrammarError, GrammarSource};
-use galerne_core::limits::GrammarLimits;
+use galerne_core::limits::Allowance;
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
@@ -11,27 +11,30 @@ const OPTIONS: &str = "x-guidance";
 /// indentation. Without a bound a model may fill its answer with line ends, which is valid and useless.
 const WHITE_SPACE: &str = r"\x20|\x0A(\x20{0,32}|\x09{0,16})";
 
-/// Refuses what is larger or nested deeper than the limits.
-pub(super) fn check_size(source: &GrammarSource, limits: &GrammarLimits) -> Result<(), GrammarError> {
+/// Refuses what is larger or nested deeper than is allowed.
+pub(super) fn check_size(source: &GrammarSource, allowance: &Allowance) -> Result<(), GrammarError> {
+    let limits = &allowance.limits.grammar;
     let text = match source {
         GrammarSource::JsonSchema(schema) => &schema.to_string(),
         GrammarSource::Regex(text) | GrammarSource::Lark(text) => text,
     };
     let check = |unit, name, limit, got| {
-        let kind = source.kind();
-        let error = GrammarError::TooLarge {
-            kind,
+        if got <= limit {
+            return Ok(());
+        }
+        Err(GrammarError::TooLarge {
+            kind: source.kind(),
             unit,
-            name,
+            who: allowance.who(name),
             limit,
             got,
-        };
-        if got > limit { Err(error) } else { Ok(()) }
+        })
     };
-    check("bytes", "source_bytes_max", limits.source_bytes_max, text.len())?;
+    let bytes_max = limits.source_bytes_max;
+    check("bytes", "grammar_source_bytes_max", bytes_max, text.len())?;
     check(
         "nested brackets",
-        "nesting_max",
+        "grammar_nesting_max",
         limits.nesting_max,
         nesting(text),
     )
@@ -74,6 +77,8 @@ fn with_options(schema: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use galerne_core::limits::HostLimits;
+
     use super::*;
 
     #[test]
@@ -85,20 +90,18 @@ mod tests {
 
     #[test]
     fn what_is_too_large_or_too_deep_is_refused() {
-        let limits = GrammarLimits {
-            source_bytes_max: 10,
-            nesting_max: 2,
-            ..GrammarLimits::default()
-        };
+        let mut limits = HostLimits::default();
+        (limits.grammar.source_bytes_max, limits.grammar.nesting_max) = (10, 2);
+        let limits = Allowance::of_host(limits);
         let error = |source| check_size(&source, &limits).expect_err("too much").to_string();
         assert_eq!(
             error(GrammarSource::Regex("a".repeat(11))),
-            "regular expression: expected at most 10 bytes (source_bytes_max, the host's operator can raise it), got 11; \
+            "regular expression: expected at most 10 bytes (grammar_source_bytes_max, the host's operator can raise it), got 11; \
              simplify it"
         );
         assert_eq!(
             error(GrammarSource::JsonSchema(json!([[[]]]))),
-            "JSON schema: expected at most 2 nested brackets (nesting_max, the host's operator can raise it), got 3; \
+            "JSON schema: expected at most 2 nested brackets (grammar_nesting_max, the host's operator can raise it), got 3; \
              simplify it"
         );
         assert_eq!(
