@@ -436,19 +436,23 @@ fn what_guests_write_is_shown_to_who_holds_the_token() {
     drop(following);
     std::thread::sleep(Duration::from_secs(1));
     writes("later", 1);
-    let said = author.does(&host, &["logs", "logged", "-n", "2"]);
-    let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(lines.len(), 3, "{said}");
-    let missing = lines[1].split(' ').nth(1).and_then(|count| count.parse().ok());
-    let missing: u32 = missing.unwrap_or_else(|| panic!("{said}"));
-    assert!(lines[0].contains(" flood") && missing > 100, "{said}");
-    assert!(
-        lines[1].contains("lines are missing")
-            && lines[2].contains(&format!(
-                " later [{missing} earlier lines of this deployment dropped"
-            )),
-        "{said}"
-    );
+    // A slow machine takes more than a second for the thousand, so lines may be missing at several places.
+    let said = author.does(&host, &["logs", "logged", "-n", "1000"]);
+    let (mut taken, mut missing, mut last_missing) = (0, 0, 0);
+    for line in said.lines() {
+        if line.contains(" flood") {
+            taken += 1;
+        } else if line.contains("lines are missing") {
+            let count = line.split(' ').nth(1).and_then(|count| count.parse().ok());
+            last_missing = count.unwrap_or_else(|| panic!("{line}"));
+            missing += last_missing;
+        }
+    }
+    assert!(taken >= 90 && missing > 0, "{said}");
+    assert_eq!(taken + missing, 1_000, "{said}");
+    let last = said.lines().last().expect("a line");
+    let later = format!(" later [{last_missing} earlier lines of this deployment dropped");
+    assert!(last.contains(&later), "{said}");
     assert_eq!(
         author.does(&host, &["logs", "logged", "--level", "warn", "-n", "1"]),
         ""
