@@ -44,19 +44,23 @@ fn a_pushed_filter_works_in_a_deployment() {
     );
     let question = "Write only this address: jane.doe@example.com";
     let (_, plain) = ask(&host, MODEL, question, &json!({"max_tokens": 24}));
-    let (_, private) = ask(&host, "private", question, &json!({}));
+    // What the model would write is not what is tested: it can write nothing but what the address was replaced by.
+    let only = "The address: \\[EMAIL_1\\]";
+    let (_, private) = ask(&host, "private", question, &json!({"guided_regex": only}));
     let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().expect("a count");
     assert!(
         tokens(&private) != tokens(&plain),
         "the model saw the same: {private}"
     );
-    assert!(!content(&private).contains("EMAIL"), "not restored: {private}");
-    assert!(content(&private).contains("jane.doe@example.com"), "{private}");
+    assert_eq!(
+        content(&private),
+        "The address: jane.doe@example.com",
+        "{private}"
+    );
     assert_eq!(private["model"], "private");
 
     // Streamed, the same text comes out.
-    let body =
-        json!({"model": "private", "temperature": 0, "messages": [{"role": "user", "content": question}]});
+    let body = json!({"model": "private", "guided_regex": only, "messages": [{"role": "user", "content": question}]});
     assert_eq!(streamed(&chunks(&stream(&host, &body).text())), content(&private));
 
     // What would show the text unfiltered is refused, and so is the way around the messages.

@@ -164,14 +164,18 @@ fn an_agent_calls_the_deployments_tools() {
 fn filters_see_what_a_pipeline_emits() {
     let Some(author) = Author::new() else { return };
     let host = Host::start(author.data(), &[]);
-    let toml =
-        deployment("private", "best-of-n", "[[filters]]\nplugin = \"pii-redact\"\n") + "params = { n = 2 }\n";
+    let file = guest("hostile-pipeline").display().to_string();
+    author.does(&host, &["plugin", "push", &file, "--name", "caller"]);
+    // It emits what its call answers: that there is no such tool.
+    let toml = deployment("private", "caller", "[[filters]]\nplugin = \"pii-redact\"\n")
+        + "params = { misbehave = \"call\", name = \"[EMAIL_1]\", arguments = \"{}\" }\n";
     author.deploy(&host, &toml, &[]);
     let question = "Write only this address: jane.doe@example.com";
-    let (status, answer) = ask(&host, "private", question, &json!({"max_tokens": 24}));
+    let (status, answer) = ask(&host, "private", question, &json!({}));
     assert_eq!(status, 200, "{answer}");
+    let text = content(&answer);
     assert!(
-        content(&answer).contains("jane.doe@example.com"),
+        text.contains("jane.doe@example.com") && !text.contains("EMAIL"),
         "not restored: {answer}"
     );
 }
