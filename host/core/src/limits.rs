@@ -234,7 +234,8 @@ impl Default for CellLimits {
         Self {
             memory_bytes_max: 8 << 30,
             message_bytes_max: 32 << 20,
-            slack: Duration::from_secs(2),
+            // One that stands back on a busy machine is slow to notice that a call's time is over.
+            slack: Duration::from_secs(5),
             restart_min: Duration::from_millis(50),
             restart_max: Duration::from_secs(10),
         }

@@ -34,6 +34,7 @@ use crate::model::ModelGuest;
 use crate::pipeline::PipelineGuest;
 use crate::runtime;
 use crate::sampler::SamplerGuest;
+use crate::standing::Share;
 use crate::tool::ToolGuest;
 use crate::workers::{GRAMMAR_STACK_BYTES, WORKERS_MAX, Workers};
 
@@ -143,6 +144,8 @@ pub(crate) struct HostShared {
     pub(crate) engine: Engine,
     pub(crate) compiler: Compiler,
     pub(crate) workers: Workers,
+    /// In a cell: what its guests may use before they stand back.
+    pub(crate) share: Option<Arc<Share>>,
     pub(crate) counters: Counters,
     // A std Mutex: held for a look-up.
     cells: Mutex<HashMap<Arc<str>, Arc<Cell>>>,
@@ -163,7 +166,7 @@ impl std::fmt::Debug for PluginHost {
 }
 
 impl PluginHost {
-    /// Reserves the pool and starts the threads.
+    /// Reserves the pool and starts what measures time.
     ///
     /// # Errors
     /// Options out of range, or the operating system refuses address space or threads.
@@ -193,6 +196,14 @@ impl PluginHost {
         Self::start(options, source)
     }
 
+    /// In a cell: threads for calls that block, which stand back like the others.
+    pub(crate) fn more_workers(&self, threads_max: usize, jobs_max: usize, stack_bytes: usize) -> Workers {
+        match &self.shared.share {
+            Some(share) => Workers::in_cell(threads_max, jobs_max, stack_bytes, Arc::clone(share)),
+            None => Workers::new(threads_max, jobs_max, stack_bytes),
+        }
+    }
+
     /// In a cell: what is loaded is code that the host compiled.
     pub(crate) fn in_cell(options: PluginOptions) -> Result<Self, PluginError> {
         Self::start(options, CodeSource::Given)
@@ -202,15 +213,16 @@ impl PluginHost {
         let engine = runtime::engine(&options.limits, options.instances_max, options.count_fuel)?;
         // A session has one open question at most, so that a queue of this length is only ever full of
         // questions whose sessions are gone.
-        let mut workers = Workers::start(
-            options.workers,
-            options.instances_max as usize,
-            GRAMMAR_STACK_BYTES,
-        )?;
-        // In a cell the thread that reads helps.
-        if matches!(source, CodeSource::Given) {
-            workers = workers.with_help();
-        }
+        let (threads_max, jobs_max) = (options.workers, options.instances_max as usize);
+        let in_cell = matches!(source, CodeSource::Given);
+        let share = in_cell.then(|| Arc::new(Share::of_this_machine()));
+        let workers = match &share {
+            // The thread that reads helps.
+            Some(share) => {
+                Workers::in_cell(threads_max, jobs_max, GRAMMAR_STACK_BYTES, Arc::clone(share)).with_help()
+            }
+            None => Workers::new(threads_max, jobs_max, GRAMMAR_STACK_BYTES),
+        };
         let compiler = Compiler::new(engine.clone(), &options, source)?;
         Ok(Self {
             shared: Arc::new(HostShared {
@@ -218,6 +230,7 @@ impl PluginHost {
                 engine,
                 compiler,
                 workers,
+                share,
                 counters: Counters::default(),
                 cells: Mutex::default(),
             }),
@@ -377,7 +390,13 @@ impl PluginHost {
 
     /// Lets this thread answer questions to samplers until none waits.
     pub(crate) fn help(&self) {
-        self.shared.workers.help();
+        let spent = self.shared.share.as_ref().is_some_and(|share| share.is_spent());
+        if spent {
+            // This thread cannot stand back.
+            self.shared.workers.rouse();
+        } else {
+            self.shared.workers.help();
+        }
     }
 
     fn core(&self, name: &str, world: &'static str) -> GuestCore {

@@ -14,6 +14,10 @@ use crate::errors::{CallContext, bounded, reasons};
 use crate::host::HostShared;
 use crate::limiter::StoreState;
 use crate::runtime::ticks;
+use crate::standing;
+
+/// A call that takes longer stands back.
+const SOON: Duration = Duration::from_millis(5);
 
 /// What every kind of guest has. Cloning is cheap.
 #[derive(Clone)]
@@ -47,13 +51,17 @@ impl GuestCore {
             // It never runs out: time is what bounds a call. Refused only where fuel is not counted.
             let _ = store.set_fuel(u64::MAX);
         }
-        // What a call waited for the host is not its own time.
         store.epoch_deadline_callback(|mut store| {
-            let waited = store.data_mut().asking().take_waited();
-            Ok(if waited.is_zero() {
-                UpdateDeadline::Interrupt
-            } else {
-                UpdateDeadline::Continue(ticks(waited))
+            // A call that is not over soon must not be in anybody's way.
+            standing::stand_back();
+            let state = store.data_mut();
+            // What a call waited for the host is not its own time.
+            let waited = state.asking().take_waited();
+            let later = std::mem::take(&mut state.later_ticks);
+            Ok(match (later, waited.is_zero()) {
+                (0, true) => UpdateDeadline::Interrupt,
+                (later, true) => UpdateDeadline::Continue(later),
+                (later, false) => UpdateDeadline::Continue(later + ticks(waited)),
             })
         });
         store
@@ -112,10 +120,12 @@ impl GuestCore {
         // A growth refused in an earlier call, which the guest survived, must not explain this one's failure.
         store.data_mut().take_denied();
         store.data_mut().asking().begin(wait_max);
-        store.set_epoch_deadline(ticks(limit));
+        let (soon, limit_ticks) = (ticks(SOON), ticks(limit));
+        store.data_mut().later_ticks = limit_ticks.saturating_sub(soon);
+        store.set_epoch_deadline(soon.min(limit_ticks));
         let fuel = self.fuel_left(store);
         let begin = Instant::now();
-        let result = run(store);
+        let result = self.on_our_share(|| run(store));
         let state = store.data_mut();
         let waited = wait_max.saturating_sub(state.asking().left());
         let own = begin.elapsed().saturating_sub(waited);
@@ -134,6 +144,20 @@ impl GuestCore {
             };
             self.counted(context.error(&error))
         })
+    }
+
+    /// In a cell: counts what the guest uses, and stands back if it is too much.
+    fn on_our_share<T>(&self, run: impl FnOnce() -> T) -> T {
+        let Some(share) = &self.host.share else {
+            return run();
+        };
+        if share.is_spent() {
+            standing::stand_back();
+        }
+        let before = standing::thread_time();
+        let result = run();
+        share.took(standing::thread_time().saturating_sub(before));
+        result
     }
 
     /// What a store has left, where that is counted.

@@ -60,6 +60,7 @@ mod pipeline;
 mod runtime;
 mod sampler;
 mod sandbox;
+mod standing;
 mod tool;
 mod workers;
 

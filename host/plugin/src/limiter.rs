@@ -70,6 +70,8 @@ pub(crate) struct StoreState {
     pending_bytes: usize,
     denied: Option<Denied>,
     asking: Asking,
+    /// Of the call under way, what is left of its time after the part before.
+    pub(crate) later_ticks: u64,
     /// What a pipeline's generations came to, until they are dropped.
     pub(crate) outcomes: BTreeMap<GenerationId, Outcome>,
 }
@@ -84,6 +86,7 @@ impl StoreState {
             pending_bytes: 0,
             denied: None,
             asking: Asking::default(),
+            later_ticks: 0,
             outcomes: BTreeMap::new(),
         }
     }

@@ -200,6 +200,14 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     rules.insert(libc::SYS_clone, only(0, SeccompCmpOp::MaskedEq(thread), thread)?);
     let set_name = u64::from(libc::PR_SET_NAME.unsigned_abs());
     rules.insert(libc::SYS_prctl, only(0, SeccompCmpOp::Eq, set_name)?);
+    // The calling thread's, to have it run behind all others: the host's threads may have the same user.
+    let own = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    let idle = u64::from(libc::SCHED_IDLE.unsigned_abs());
+    let idle = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, idle)?;
+    rules.insert(
+        libc::SYS_sched_setscheduler,
+        vec![SeccompRule::new(vec![own, idle])?],
+    );
     // Its own limits, to read them: it cannot raise them any more.
     rules.insert(libc::SYS_prlimit64, only(0, SeccompCmpOp::Eq, 0)?);
     Ok(rules)
@@ -213,6 +221,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::standing;
 
     /// Both walls are around one thread and those it starts, so that a test can stand behind them.
     fn behind(wall: fn() -> Result<(), SandboxError>, check: fn()) {
@@ -236,6 +245,15 @@ mod tests {
             denied("listing", std::fs::read_dir("/").err());
             denied("a socket", TcpListener::bind("127.0.0.1:0").err());
             denied("a program", Command::new("/bin/true").spawn().err());
+        });
+    }
+
+    #[test]
+    fn a_thread_may_stand_back() {
+        behind(seccomp, || {
+            standing::may_stand_back();
+            standing::stand_back();
+            assert!(standing::stands_back());
         });
     }
 

@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::standing::{self, Share};
+
 /// A grammar's expressions may be nested thousands deep. Only what is used of a stack is memory.
 pub(crate) const GRAMMAR_STACK_BYTES: usize = 64 << 20;
 /// Enough for a guest's call and all around it.
@@ -16,9 +18,9 @@ pub(crate) const WORKERS_MAX: usize = 64;
 /// Something a worker does.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
-/// The queue is full.
+/// The queue is full, or there are no threads.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct QueueFull;
+pub(crate) struct NoRoom;
 
 /// Whether others than the threads may do a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,11 +35,19 @@ pub(crate) enum Nature {
 struct Queue {
     jobs: VecDeque<(Nature, Job)>,
     jobs_max: usize,
+    /// Threads there are.
+    threads: usize,
+    /// Those of them that wait for a job or have just been started.
+    idle: usize,
+    /// Those that wait for a job and stand back.
+    idle_behind: usize,
     closed: bool,
 }
 
 /// What is quick.
 pub(crate) const QUICK_MAX: Duration = Duration::from_millis(5);
+/// How often a thread that stands back and has nothing to do looks whether it still has to.
+const BEHIND_MAX: Duration = Duration::from_secs(1);
 /// For how long a helper that was held by a job helps no more.
 const HELPLESS: Duration = Duration::from_secs(1);
 
@@ -48,54 +58,106 @@ struct Shared {
     pushed: Condvar,
     // A std Mutex: looked at once per round of help.
     helpless_until: Mutex<Option<Instant>>,
+    /// In a cell: what its guests may use before its threads stand back.
+    share: Option<Arc<Share>>,
 }
 
-/// The threads. They end when this is dropped, each after its current job; nobody waits for them, because the last
-/// owner may be one of them.
+/// The threads, which are started when there is something for them to do. They end when this is dropped, each after its
+/// current job; nobody waits for them, because the last owner may be one of them.
 pub(crate) struct Workers {
     shared: Arc<Shared>,
+    threads_max: usize,
+    stack_bytes: usize,
     helped: bool,
 }
 
 impl Workers {
-    /// Starts `threads` threads over a queue of at most `jobs_max` waiting jobs.
-    pub(crate) fn start(threads: usize, jobs_max: usize, stack_bytes: usize) -> std::io::Result<Self> {
+    /// At most `threads_max` threads over a queue of at most `jobs_max` waiting jobs.
+    pub(crate) fn new(threads_max: usize, jobs_max: usize, stack_bytes: usize) -> Self {
+        Self::of(threads_max, jobs_max, stack_bytes, None)
+    }
+
+    /// The same in a cell, where threads may [stand back](standing::stand_back). They serve as long as the share is spent;
+    /// then others take their place.
+    pub(crate) fn in_cell(
+        threads_max: usize,
+        jobs_max: usize,
+        stack_bytes: usize,
+        share: Arc<Share>,
+    ) -> Self {
+        Self::of(threads_max, jobs_max, stack_bytes, Some(share))
+    }
+
+    fn of(threads_max: usize, jobs_max: usize, stack_bytes: usize, share: Option<Arc<Share>>) -> Self {
         let queue = Queue {
             jobs: VecDeque::new(),
             jobs_max,
+            threads: 0,
+            idle: 0,
+            idle_behind: 0,
             closed: false,
         };
-        let shared = Arc::new(Shared {
+        let shared = Shared {
             queue: Mutex::new(queue),
             pushed: Condvar::new(),
             helpless_until: Mutex::default(),
-        });
-        let workers = Self {
-            shared,
-            helped: false,
+            share,
         };
-        for number in 0..threads {
-            let shared = Arc::clone(&workers.shared);
-            // On failure the threads that already run end when `workers` is dropped.
-            std::thread::Builder::new()
-                .name(format!("guest-{number}"))
-                .stack_size(stack_bytes)
-                .spawn(move || shared.work())?;
+        Self {
+            shared: Arc::new(shared),
+            threads_max,
+            stack_bytes,
+            helped: false,
         }
-        Ok(workers)
     }
 
     /// Puts a job at the end of the queue.
-    pub(crate) fn push(&self, nature: Nature, job: Job) -> Result<(), QueueFull> {
+    pub(crate) fn push(&self, nature: Nature, job: Job) -> Result<(), NoRoom> {
         let mut queue = self.shared.queue();
         if queue.jobs.len() >= queue.jobs_max {
-            return Err(QueueFull);
+            return Err(NoRoom);
         }
         queue.jobs.push_back((nature, job));
-        drop(queue);
         // Whoever helps comes for quick jobs right away; a thread that wakes up too would only be in the way.
-        if !(self.helped && nature == Nature::Quick) {
+        if self.helped && nature == Nature::Quick {
+            return Ok(());
+        }
+        if let Err(error) = self.man(&mut queue) {
+            tracing::error!(%error, "start a thread for guests");
+            queue.jobs.pop_back();
+            return Err(NoRoom);
+        }
+        // Of two kinds of threads the one that wakes up might be the one that leaves it to the other.
+        let mixed = queue.idle_behind > 0;
+        drop(queue);
+        if mixed {
+            self.shared.pushed.notify_all();
+        } else {
             self.shared.pushed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Sees to it that there is a thread for each job that waits, as far as there may be, and one in any case.
+    fn man(&self, queue: &mut Queue) -> std::io::Result<()> {
+        let behind = if self.shared.is_spent() {
+            queue.idle_behind
+        } else {
+            0
+        };
+        while queue.jobs.len() > queue.idle + behind && queue.threads < self.threads_max {
+            let shared = Arc::clone(&self.shared);
+            let thread = std::thread::Builder::new()
+                .name("guest".to_owned())
+                .stack_size(self.stack_bytes);
+            match thread.spawn(move || shared.work()) {
+                Ok(_) => {
+                    queue.threads += 1;
+                    queue.idle += 1;
+                }
+                Err(error) if queue.threads == 0 => return Err(error),
+                Err(_) => break,
+            }
         }
         Ok(())
     }
@@ -106,14 +168,24 @@ impl Workers {
         self
     }
 
-    /// Does quick jobs on this thread until none waits. Whoever helps has other things to do: after a job that was not quick
-    /// after all it helps no more for a second.
+    /// Lets threads do what waits.
+    pub(crate) fn rouse(&self) {
+        let mut queue = self.shared.queue();
+        if queue.jobs.is_empty() {
+            return;
+        }
+        if let Err(error) = self.man(&mut queue) {
+            tracing::error!(%error, "start a thread for guests");
+        }
+        drop(queue);
+        self.shared.pushed.notify_all();
+    }
+
+    /// Does quick jobs on this thread until none waits; others are the threads'. Whoever helps has other things to do: after a
+    /// job that was not quick after all it helps no more for a second.
     pub(crate) fn help(&self) {
         self.help_out();
-        // What is left is the threads'.
-        if !self.shared.queue().jobs.is_empty() {
-            self.shared.pushed.notify_all();
-        }
+        self.rouse();
     }
 
     fn help_out(&self) {
@@ -162,7 +234,15 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_spent(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.is_spent())
+    }
+
     fn work(&self) {
+        if self.share.is_some() {
+            standing::may_stand_back();
+        }
+        self.queue().idle -= 1;
         while let Some(job) = self.next() {
             run(job);
         }
@@ -171,20 +251,33 @@ impl Shared {
     fn next(&self) -> Option<Job> {
         let mut queue = self.queue();
         loop {
-            if let Some((_, job)) = queue.jobs.pop_front() {
+            let is_behind = standing::stands_back();
+            // What others wait for is theirs.
+            let is_theirs = is_behind && queue.jobs.len() <= queue.idle;
+            if !is_theirs && let Some((_, job)) = queue.jobs.pop_front() {
                 return Some(job);
             }
-            if queue.closed {
+            if queue.closed || (is_behind && !self.is_spent()) {
+                queue.threads -= 1;
                 return None;
             }
-            queue = self.pushed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            if is_behind {
+                queue.idle_behind += 1;
+                let woken = self.pushed.wait_timeout(queue, BEHIND_MAX);
+                queue = woken.unwrap_or_else(PoisonError::into_inner).0;
+                queue.idle_behind -= 1;
+            } else {
+                queue.idle += 1;
+                queue = self.pushed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::{Barrier, mpsc};
 
     use super::*;
 
@@ -192,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_and_recovers() {
-        let workers = Workers::start(1, 1, GUEST_STACK_BYTES).expect("threads");
+        let workers = Workers::new(1, 1, GUEST_STACK_BYTES);
         let (started, has_started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         workers
@@ -212,14 +305,14 @@ mod tests {
                 Box::new(move || done.send(()).expect("the test waits")),
             )
             .expect("room for one");
-        assert_eq!(workers.push(Nature::Any, Box::new(|| ())), Err(QueueFull));
+        assert_eq!(workers.push(Nature::Any, Box::new(|| ())), Err(NoRoom));
         release.send(()).expect("the worker waits");
         is_done.recv_timeout(SOON).expect("the second job runs");
     }
 
     #[test]
     fn a_panicking_job_does_not_end_its_worker() {
-        let workers = Workers::start(1, 4, GUEST_STACK_BYTES).expect("threads");
+        let workers = Workers::new(1, 4, GUEST_STACK_BYTES);
         workers
             .push(Nature::Any, Box::new(|| panic!("expected by this test")))
             .expect("room");
@@ -235,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_helper_does_what_waits_until_a_job_holds_it() {
-        let workers = Workers::start(0, 8, GUEST_STACK_BYTES).expect("no threads");
+        let workers = Workers::new(0, 8, GUEST_STACK_BYTES);
         let (done, is_done) = mpsc::channel();
         let push = |number: u32, nature: Nature, takes: Duration| {
             let done = done.clone();
@@ -255,8 +348,47 @@ mod tests {
     }
 
     #[test]
+    fn every_job_finds_a_thread_and_those_that_stand_back_are_replaced() {
+        let share = Arc::new(Share::of_this_machine());
+        let workers = Workers::in_cell(3, 8, GUEST_STACK_BYTES, Arc::clone(&share));
+        let (done, is_done) = mpsc::channel();
+        // All three threads are needed at once, whatever is left of the round before.
+        let round = |stand_back: usize| -> usize {
+            let all = Arc::new(Barrier::new(3));
+            for number in 0..3 {
+                let (all, done) = (Arc::clone(&all), done.clone());
+                let job = move || {
+                    let stood_back = standing::stands_back();
+                    if number < stand_back {
+                        standing::stand_back();
+                    }
+                    all.wait();
+                    done.send(stood_back).expect("the test waits");
+                };
+                workers.push(Nature::Any, Box::new(job)).expect("room");
+            }
+            let soon = || is_done.recv_timeout(SOON).expect("a thread for each");
+            (0..3).filter(|_| soon()).count()
+        };
+        assert_eq!(round(2), 0);
+        // Nothing is spent: they have gone, or go when they see that.
+        for stand_back in [3, 0, 1, 2, 3, 3, 0] {
+            round(stand_back);
+        }
+        share.took(Duration::from_secs(1));
+        for stand_back in [3, 3, 1, 2, 0] {
+            round(stand_back);
+        }
+        assert_eq!(round(3), 3, "all stand back and serve");
+        assert!(workers.shared.queue().threads <= 3);
+    }
+
+    #[test]
     fn threads_end_with_their_owner() {
-        let workers = Workers::start(2, 4, GUEST_STACK_BYTES).expect("threads");
+        let workers = Workers::new(2, 4, GUEST_STACK_BYTES);
+        for _ in 0..2 {
+            workers.push(Nature::Any, Box::new(|| ())).expect("room");
+        }
         let shared = Arc::downgrade(&workers.shared);
         drop(workers);
         let deadline = Instant::now() + SOON;

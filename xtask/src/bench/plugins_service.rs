@@ -20,7 +20,7 @@ use crate::guests;
 /// The stream that is looked at: some seconds of one client.
 const STREAM: Load = Load {
     clients: 1,
-    requests: 4,
+    requests: 12,
     prompt_tokens: 20,
     output_tokens: 128,
 };

@@ -149,15 +149,14 @@ impl Cell {
             ..PluginOptions::default()
         })
         .map_err(|error| error.to_string())?;
-        let start = |threads| {
-            Workers::start(threads, BLOCKING_CALLS_MAX, GUEST_STACK_BYTES).map_err(|error| error.to_string())
-        };
+        let [blocking, pipelines] = [BLOCKING_THREADS, PIPELINE_THREADS]
+            .map(|threads| host.more_workers(threads, BLOCKING_CALLS_MAX, GUEST_STACK_BYTES));
         Ok(Self {
             host,
             remote: Arc::new(Remote::new(Arc::clone(&out))),
             out,
-            blocking: start(BLOCKING_THREADS)?,
-            pipelines: start(PIPELINE_THREADS)?,
+            blocking,
+            pipelines,
             guests: Mutex::default(),
             sessions: Mutex::default(),
         })

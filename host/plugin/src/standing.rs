@@ -1,0 +1,158 @@
+//! How threads that run tenants' guests give way to the model's. Knows no guest.
+//!
+//! The forward pass has a thread on every core, and a tenant's code must not make it late. A cell may use a little time like
+//! anybody; beyond it ([`Share`]) its threads stand back: they run when no other thread of the host wants their core
+//! (`SCHED_IDLE`). Lower niceness would not do: there a running guest keeps its core to the end of its time slice, which is
+//! as long as a decode step (one loop beside a stream on two cores: ITL p99 +45% at niceness 0, +20% at 19, none seen so).
+
+use std::cell::Cell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// What a cell may use at once.
+const AT_ONCE: Duration = Duration::from_millis(20);
+/// What it may use all the time: one part of so many of the machine's.
+const PARTS: u32 = 100;
+
+/// CPU time that a cell uses, as a leaky bucket.
+#[derive(Debug)]
+pub(crate) struct Share {
+    cores: u32,
+    // A std Mutex: held to add.
+    used: Mutex<(Duration, Instant)>,
+}
+
+impl Share {
+    /// Of this machine.
+    pub(crate) fn of_this_machine() -> Self {
+        Self::new(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    fn new(cores: usize) -> Self {
+        Self {
+            cores: u32::try_from(cores).unwrap_or(u32::MAX),
+            used: Mutex::new((Duration::ZERO, Instant::now())),
+        }
+    }
+
+    /// Whether the cell has used more than it may, so that it has to stand back.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.now().0 > AT_ONCE
+    }
+
+    /// The cell has used so much more.
+    pub(crate) fn took(&self, time: Duration) {
+        // However much it was, what is over is forgiven soon after the last.
+        let mut used = self.now();
+        used.0 = (used.0 + time).min(2 * AT_ONCE);
+    }
+
+    fn now(&self) -> MutexGuard<'_, (Duration, Instant)> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let may = now.duration_since(used.1).saturating_mul(self.cores) / PARTS;
+        *used = (used.0.saturating_sub(may), now);
+        used
+    }
+}
+
+/// A thread's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Where every thread is; it stays there.
+    Fixed,
+    /// There too, until it has to stand back.
+    Front,
+    /// Behind all others, for good: coming back would take a privilege.
+    Back,
+}
+
+thread_local! {
+    static PLACE: Cell<Place> = const { Cell::new(Place::Fixed) };
+}
+
+/// Lets [`stand_back`] move this thread.
+pub(crate) fn may_stand_back() {
+    PLACE.set(Place::Front);
+}
+
+/// Whether this thread stands back.
+pub(crate) fn stands_back() -> bool {
+    PLACE.get() == Place::Back
+}
+
+/// From now on this thread runs when no other wants its core, if it is one that may be moved.
+pub(crate) fn stand_back() {
+    if PLACE.get() == Place::Front {
+        // A system that does not allow it is asked once per thread.
+        PLACE.set(if run_idle() { Place::Back } else { Place::Fixed });
+    }
+}
+
+/// CPU time of this thread.
+pub(crate) fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+#[expect(
+    unsafe_code,
+    reason = "no safe wrapper sets the scheduling policy of the calling thread"
+)]
+fn run_idle() -> bool {
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is the calling thread, and `param` is only read, during the call. By number: musl has a function of that name
+    // that does nothing.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            0 as libc::c_long,
+            libc::c_long::from(libc::SCHED_IDLE),
+            &raw const param,
+        )
+    };
+    result == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_spent_by_much_and_comes_back_with_time() {
+        let share = Share::new(1);
+        share.took(AT_ONCE / 2);
+        assert!(!share.is_spent());
+        share.took(Duration::from_secs(100));
+        assert!(share.is_spent());
+        // As if that had been a minute ago.
+        share.used.lock().expect("whole").1 -= Duration::from_mins(1);
+        assert!(!share.is_spent());
+    }
+
+    #[test]
+    fn a_thread_stands_back_if_it_may() {
+        let stood = |may: bool| {
+            let thread = std::thread::spawn(move || {
+                if may {
+                    may_stand_back();
+                }
+                stand_back();
+                let policy = std::fs::read_to_string("/proc/thread-self/sched").unwrap_or_default();
+                (
+                    stands_back(),
+                    policy
+                        .lines()
+                        .any(|line| line.starts_with("policy") && line.ends_with(" 5")),
+                )
+            });
+            thread.join().expect("no panic")
+        };
+        assert_eq!(stood(false), (false, false));
+        let (stands, is_idle) = stood(true);
+        assert!(stands, "any thread may stand back");
+        assert!(is_idle || !std::fs::exists("/proc/thread-self/sched").unwrap_or(false));
+    }
+}
