@@ -390,13 +390,8 @@ impl PluginHost {
 
     /// Lets this thread answer questions to samplers until none waits.
     pub(crate) fn help(&self) {
-        let spent = self.shared.share.as_ref().is_some_and(|share| share.is_spent());
-        if spent {
-            // This thread cannot stand back.
-            self.shared.workers.rouse();
-        } else {
-            self.shared.workers.help();
-        }
+        // Whatever is left of the share: what is quick is asked once per step, which the host paces.
+        self.shared.workers.help();
     }
 
     fn core(&self, name: &str, world: &'static str) -> GuestCore {

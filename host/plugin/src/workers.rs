@@ -127,13 +127,14 @@ impl Workers {
             queue.jobs.pop_back();
             return Err(NoRoom);
         }
-        // Of two kinds of threads the one that wakes up might be the one that leaves it to the other.
-        let mixed = queue.idle_behind > 0;
+        let (idle, behind) = (queue.idle, queue.idle_behind);
         drop(queue);
-        if mixed {
-            self.shared.pushed.notify_all();
-        } else {
-            self.shared.pushed.notify_one();
+        match (idle, behind) {
+            // Whoever is busy looks for more before it waits.
+            (0, 0) => {}
+            (_, 0) => self.shared.pushed.notify_one(),
+            // Of two kinds of threads the one that wakes up might be the one that leaves it to the other.
+            _ => self.shared.pushed.notify_all(),
         }
         Ok(())
     }
@@ -168,8 +169,10 @@ impl Workers {
         self
     }
 
-    /// Lets threads do what waits.
-    pub(crate) fn rouse(&self) {
+    /// Does quick jobs on this thread until none waits; others are the threads'. Whoever helps has other things to do: after a
+    /// job that was not quick after all it helps no more for a second.
+    pub(crate) fn help(&self) {
+        self.help_out();
         let mut queue = self.shared.queue();
         if queue.jobs.is_empty() {
             return;
@@ -179,13 +182,6 @@ impl Workers {
         }
         drop(queue);
         self.shared.pushed.notify_all();
-    }
-
-    /// Does quick jobs on this thread until none waits; others are the threads'. Whoever helps has other things to do: after a
-    /// job that was not quick after all it helps no more for a second.
-    pub(crate) fn help(&self) {
-        self.help_out();
-        self.rouse();
     }
 
     fn help_out(&self) {
