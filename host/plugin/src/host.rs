@@ -198,10 +198,7 @@ impl PluginHost {
 
     /// In a cell: threads for calls that block, which stand back like the others.
     pub(crate) fn more_workers(&self, threads_max: usize, jobs_max: usize, stack_bytes: usize) -> Workers {
-        match &self.shared.share {
-            Some(share) => Workers::in_cell(threads_max, jobs_max, stack_bytes, Arc::clone(share)),
-            None => Workers::new(threads_max, jobs_max, stack_bytes),
-        }
+        Workers::new(threads_max, jobs_max, stack_bytes, self.shared.share.clone())
     }
 
     /// In a cell: what is loaded is code that the host compiled.
@@ -216,13 +213,11 @@ impl PluginHost {
         let (threads_max, jobs_max) = (options.workers, options.instances_max as usize);
         let in_cell = matches!(source, CodeSource::Given);
         let share = in_cell.then(|| Arc::new(Share::of_this_machine()));
-        let workers = match &share {
-            // The thread that reads helps.
-            Some(share) => {
-                Workers::in_cell(threads_max, jobs_max, GRAMMAR_STACK_BYTES, Arc::clone(share)).with_help()
-            }
-            None => Workers::new(threads_max, jobs_max, GRAMMAR_STACK_BYTES),
-        };
+        let mut workers = Workers::new(threads_max, jobs_max, GRAMMAR_STACK_BYTES, share.clone());
+        // In a cell the thread that reads helps.
+        if in_cell {
+            workers = workers.with_help();
+        }
         let compiler = Compiler::new(engine.clone(), &options, source)?;
         Ok(Self {
             shared: Arc::new(HostShared {

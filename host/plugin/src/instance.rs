@@ -16,8 +16,8 @@ use crate::limiter::StoreState;
 use crate::runtime::ticks;
 use crate::standing;
 
-/// A call that takes longer stands back.
-const SOON: Duration = Duration::from_millis(5);
+/// Epochs after which a call stands back: it has run for one of them at least.
+const SOON_TICKS: u64 = 2;
 
 /// What every kind of guest has. Cloning is cheap.
 #[derive(Clone)]
@@ -120,9 +120,9 @@ impl GuestCore {
         // A growth refused in an earlier call, which the guest survived, must not explain this one's failure.
         store.data_mut().take_denied();
         store.data_mut().asking().begin(wait_max);
-        let (soon, limit_ticks) = (ticks(SOON), ticks(limit));
-        store.data_mut().later_ticks = limit_ticks.saturating_sub(soon);
-        store.set_epoch_deadline(soon.min(limit_ticks));
+        let limit_ticks = ticks(limit);
+        store.data_mut().later_ticks = limit_ticks.saturating_sub(SOON_TICKS);
+        store.set_epoch_deadline(SOON_TICKS.min(limit_ticks));
         let fuel = self.fuel_left(store);
         let begin = Instant::now();
         let result = self.on_our_share(|| run(store));

@@ -3,7 +3,7 @@
 //! The forward pass has a thread on every core, and a tenant's code must not make it late. A cell may use a little time like
 //! anybody; beyond it ([`Share`]) its threads stand back: they run when no other thread of the host wants their core
 //! (`SCHED_IDLE`). Lower niceness would not do: there a running guest keeps its core to the end of its time slice, which is
-//! as long as a decode step (one loop beside a stream on two cores: ITL p99 +45% at niceness 0, +20% at 19, none seen so).
+//! as long as a decode step (one loop beside a stream on two cores: ITL p99 +45% at niceness 0, +20% at 19, within the noise so).
 
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -72,23 +72,14 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// At most `threads_max` threads over a queue of at most `jobs_max` waiting jobs.
-    pub(crate) fn new(threads_max: usize, jobs_max: usize, stack_bytes: usize) -> Self {
-        Self::of(threads_max, jobs_max, stack_bytes, None)
-    }
-
-    /// The same in a cell, where threads may [stand back](standing::stand_back). They serve as long as the share is spent;
-    /// then others take their place.
-    pub(crate) fn in_cell(
+    /// At most `threads_max` threads over a queue of at most `jobs_max` waiting jobs. In a cell, where there is a `share`, they
+    /// may [stand back](standing::stand_back): those that do serve as long as it is spent, then others take their place.
+    pub(crate) fn new(
         threads_max: usize,
         jobs_max: usize,
         stack_bytes: usize,
-        share: Arc<Share>,
+        share: Option<Arc<Share>>,
     ) -> Self {
-        Self::of(threads_max, jobs_max, stack_bytes, Some(share))
-    }
-
-    fn of(threads_max: usize, jobs_max: usize, stack_bytes: usize, share: Option<Arc<Share>>) -> Self {
         let queue = Queue {
             jobs: VecDeque::new(),
             jobs_max,
@@ -281,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_and_recovers() {
-        let workers = Workers::new(1, 1, GUEST_STACK_BYTES);
+        let workers = Workers::new(1, 1, GUEST_STACK_BYTES, None);
         let (started, has_started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         workers
@@ -308,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_panicking_job_does_not_end_its_worker() {
-        let workers = Workers::new(1, 4, GUEST_STACK_BYTES);
+        let workers = Workers::new(1, 4, GUEST_STACK_BYTES, None);
         workers
             .push(Nature::Any, Box::new(|| panic!("expected by this test")))
             .expect("room");
@@ -324,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_helper_does_what_waits_until_a_job_holds_it() {
-        let workers = Workers::new(0, 8, GUEST_STACK_BYTES);
+        let workers = Workers::new(0, 8, GUEST_STACK_BYTES, None);
         let (done, is_done) = mpsc::channel();
         let push = |number: u32, nature: Nature, takes: Duration| {
             let done = done.clone();
@@ -346,7 +337,7 @@ mod tests {
     #[test]
     fn every_job_finds_a_thread_and_those_that_stand_back_are_replaced() {
         let share = Arc::new(Share::of_this_machine());
-        let workers = Workers::in_cell(3, 8, GUEST_STACK_BYTES, Arc::clone(&share));
+        let workers = Workers::new(3, 8, GUEST_STACK_BYTES, Some(Arc::clone(&share)));
         let (done, is_done) = mpsc::channel();
         // All three threads are needed at once, whatever is left of the round before.
         let round = |stand_back: usize| -> usize {
@@ -381,7 +372,7 @@ mod tests {
 
     #[test]
     fn threads_end_with_their_owner() {
-        let workers = Workers::new(2, 4, GUEST_STACK_BYTES);
+        let workers = Workers::new(2, 4, GUEST_STACK_BYTES, None);
         for _ in 0..2 {
             workers.push(Nature::Any, Box::new(|| ())).expect("room");
         }
