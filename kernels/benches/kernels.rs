@@ -57,6 +57,7 @@ fn batch(position: usize, tokens: usize) -> StepBatch {
             position: position as u32,
             blocks,
         }],
+        generating: usize::from(tokens == 1),
         output_rows: vec![],
     }
 }

@@ -55,6 +55,7 @@ fn program(row: &[f32]) -> Box<dyn LoadedProgram> {
             position: 0,
             blocks: vec![BlockId(0), BlockId(1)],
         }],
+        generating: 0,
         output_rows: vec![],
     };
     program

@@ -33,6 +33,7 @@ fn batch(sequences: usize, position: usize, tokens: usize) -> StepBatch {
             .map(|i| TokenId(i % 50))
             .collect(),
         sequences: (0..sequences).map(slice).collect(),
+        generating: if tokens == 1 { sequences } else { 0 },
         output_rows: vec![],
     }
 }

@@ -1,6 +1,7 @@
 //! Times a program with SmolLM2-135M's shape and random weights: prefill of 512 tokens in steps of 256, decode
 //! of 128 tokens after them, and decode of several sequences at once. Arguments: `[q4_1|q4_0|q8_0|bf16|f16|f32]
-//! [auto|f32] [threads] [portable|avx2|avx512-vnni|avx512-bf16|amx]`.
+//! [auto|f32] [threads] [portable|avx2|avx512-vnni|avx512-bf16|amx] [prefill|decode|batch]`; the last for a profile of
+//! one kind of step alone.
 #![expect(clippy::print_stdout, reason = "a measurement is for reading")]
 
 use std::num::NonZeroUsize;
@@ -267,6 +268,7 @@ fn prefill(program: &mut dyn LoadedProgram, tokens: usize, chunk: usize) -> f64 
                 .map(|i| TokenId((i * 37) % VOCABULARY))
                 .collect(),
             sequences: vec![slice(0, count, position, 0, 1)],
+            generating: 0,
             output_rows: if position + count == tokens {
                 vec![count - 1]
             } else {
@@ -295,6 +297,7 @@ fn decode(program: &mut dyn LoadedProgram, lanes: usize, from: usize, steps: usi
             sequences: (0..lanes)
                 .map(|lane| slice(lane, 1, from + step, lane, lane_blocks))
                 .collect(),
+            generating: lanes,
             output_rows: (0..lanes).collect(),
         };
         program
@@ -349,6 +352,18 @@ fn main() {
         start.elapsed()
     );
     let program = program.as_mut();
+    if has("prefill") {
+        (0..20).for_each(|_| println!("prefill 512: {:.0} tokens/s", prefill(program, 512, 256)));
+        return;
+    }
+    if has("decode") {
+        (0..20).for_each(|_| println!("decode: {:.1} tokens/s", decode(program, 1, 128, 64)));
+        return;
+    }
+    if has("batch") {
+        (0..20).for_each(|_| println!("32 sequences: {:.1} tokens/s", decode(program, 32, 128, 8)));
+        return;
+    }
     for round in 0..3 {
         println!(
             "round {round}: prefill 128 {:.0}, 512 {:.0}, 512 in one step {:.0}, 2048 {:.0}; decode {:.1} tokens/s",

@@ -110,6 +110,10 @@ impl BatchGate {
         {
             return batch_error("token", format!("below {entries}"), token);
         }
+        if batch.generating > batch.sequences.len() {
+            let expected = format!("at most {}", batch.sequences.len());
+            return batch_error("generating", expected, batch.generating);
+        }
         let mut next = 0;
         self.steps += 1;
         for slice in &batch.sequences {

@@ -142,20 +142,25 @@ fn linear(dtype: DType, inner: u32, outer: u32, seed: u64) -> Build {
     b
 }
 
-fn batch(rows: usize) -> StepBatch {
+/// A sequence that has generated so many tokens, and one with a prompt.
+fn batch(generated: usize, prompt: usize) -> StepBatch {
+    let rows = generated + prompt;
+    let slice = |first_token, tokens, block| SequenceSlice {
+        first_token,
+        tokens,
+        position: 0,
+        blocks: (block..block + 8).map(BlockId).collect(),
+    };
+    let sequences = [slice(0, generated, 0), slice(generated, prompt, 8)];
     StepBatch {
         tokens: (0..rows).map(|i| TokenId((i * 7 % 50) as u32)).collect(),
-        sequences: vec![SequenceSlice {
-            first_token: 0,
-            tokens: rows,
-            position: 0,
-            blocks: (0..rows.div_ceil(16) as u32).map(BlockId).collect(),
-        }],
+        sequences: sequences.into_iter().filter(|slice| slice.tokens > 0).collect(),
+        generating: usize::from(generated > 0),
         output_rows: (0..rows).collect(),
     }
 }
 
-fn output(device: &dyn Device, build: &Build, rows: usize) -> Vec<f32> {
+fn output(device: &dyn Device, build: &Build, batch: &StepBatch) -> Vec<f32> {
     let options = LoadOptions {
         precision: Precision::Auto,
         quantization: None,
@@ -170,7 +175,7 @@ fn output(device: &dyn Device, build: &Build, rows: usize) -> Vec<f32> {
     let mut program = device
         .load(&build.program, &build.weights, options)
         .expect("load");
-    program.submit(&batch(rows)).expect("submit");
+    program.submit(batch).expect("submit");
     program.read_output().expect("output")
 }
 
@@ -191,7 +196,8 @@ fn quantized_maps_have_the_vector_kernels_bits() {
             for rows in [11, 12, 16, 27, 28, 33] {
                 let build = linear(dtype, inner, 50, u64::from(inner));
                 let before = galerne_amx_trap::executed();
-                let (expected, got) = (output(&vectors, &build, rows), output(&tiles, &build, rows));
+                let batch = batch(rows, 0);
+                let (expected, got) = (output(&vectors, &build, &batch), output(&tiles, &build, &batch));
                 assert_eq!(expected, got, "{dtype} [{rows}, {inner}]");
                 // One row of tiles at least, in vain only where the machine has AMX itself.
                 let used = galerne_amx_trap::executed() > before || Isa::detect() == Isa::Amx;
@@ -208,8 +214,8 @@ fn bf16_maps_are_as_close_as_split_activations_allow() {
     for (inner, outer) in [(1, 1), (7, 17), (33, 50), (64, 33), (320, 48)] {
         let build = linear(DType::Bf16, inner, outer, u64::from(inner));
         for rows in [1, 5, 16, 17, 32, 33, 70] {
-            let expected = Reference::new(&build.program, &build.weights, 16).step(&batch(rows));
-            let got = output(&tiles, &build, rows);
+            let expected = Reference::new(&build.program, &build.weights, 16).step(&batch(rows, 0));
+            let got = output(&tiles, &build, &batch(rows, 0));
             let size = expected
                 .iter()
                 .flatten()
@@ -221,6 +227,60 @@ fn bf16_maps_are_as_close_as_split_activations_allow() {
                     "[{rows}, {inner}] x [{outer}, {inner}] at {at}: expected {expected}, got {got}"
                 );
             }
+        }
+    }
+}
+
+/// The largest difference of two outputs, as a part of the largest number of the first.
+fn distance(expected: &[Vec<f64>], got: &[f32]) -> f64 {
+    let expected = expected.iter().flatten();
+    let size = expected.clone().fold(1.0, |size: f64, v| size.max(v.abs()));
+    expected
+        .zip(got)
+        .map(|(expected, got)| (expected - f64::from(*got)).abs() / size)
+        .fold(0.0, f64::max)
+}
+
+/// Both factors are rounded to 2^-9 of their size, and errors of many products cancel.
+#[test]
+fn prompts_are_as_close_as_bf16_allows() {
+    let Some(tiles) = device(Isa::Amx, 2) else { return };
+    for dtype in DType::ALL
+        .into_iter()
+        .filter(|dtype| !matches!(dtype, DType::F16 | DType::F32))
+    {
+        let build = linear(dtype, 256, 50, 7);
+        for rows in [1, 17, 70] {
+            let batch = batch(0, rows);
+            let expected = Reference::new(&build.program, &build.weights, 16).step(&batch);
+            let before = galerne_amx_trap::executed();
+            let distance = distance(&expected, &output(&tiles, &build, &batch));
+            assert!(distance < 4e-3, "{dtype} [{rows}]: {distance}");
+            assert!(galerne_amx_trap::executed() > before || Isa::detect() == Isa::Amx);
+        }
+    }
+}
+
+/// Generated rows have the bits of the vector kernels beside a prompt too, and a prompt's rows the same whatever is beside
+/// them.
+#[test]
+fn rows_do_not_depend_on_what_is_beside_them() {
+    let (Some(vectors), Some(tiles)) = (device(Isa::Avx512, 1), device(Isa::Amx, 2)) else {
+        return;
+    };
+    for dtype in [DType::Q4_1, DType::Q8_0, DType::Q6K] {
+        let build = linear(dtype, 256, 50, 8);
+        for (generated, prompt) in [(3, 1), (16, 16), (21, 30)] {
+            let both = output(&tiles, &build, &batch(generated, prompt));
+            let (first, last) = both.split_at(generated * 50);
+            assert_eq!(
+                first,
+                output(&vectors, &build, &batch(generated, 0)),
+                "{dtype} {generated} {prompt}"
+            );
+            // The same rows as all of a prompt.
+            let alone = output(&tiles, &build, &batch(0, generated + prompt));
+            assert_eq!(last, &alone[generated * 50..], "{dtype} {generated} {prompt}");
         }
     }
 }

@@ -151,6 +151,7 @@ fn logits(program: &mut dyn LoadedProgram, tokens: &[TokenId], output_rows: Vec<
             position: 0,
             blocks,
         }],
+        generating: 0,
         output_rows,
     };
     program.submit(&batch).expect("submit");

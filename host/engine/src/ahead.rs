@@ -53,6 +53,7 @@ impl Engine {
                 draw: Draw::None,
             });
         }
+        batch.generating = batch.sequences.len();
         self.next_entries = Some(entries);
         self.stats.steps_ahead += 1;
         Some(NextStep {

@@ -243,7 +243,11 @@ impl Engine {
     fn build_step(&mut self, draft: Draft) -> Step {
         let mut batch = StepBatch::default();
         let mut entries = Vec::with_capacity(draft.planned.len());
-        for Planned { id, tokens, guesses } in draft.planned {
+        let mut planned = draft.planned;
+        let prefills = |planned: &Planned| self.sequences.get(&planned.id).is_some_and(Sequence::prefills);
+        planned.sort_by_key(prefills);
+        batch.generating = planned.iter().filter(|planned| !prefills(planned)).count();
+        for Planned { id, tokens, guesses } in planned {
             let Some(sequence) = self.sequences.get_mut(&id) else {
                 continue;
             };
@@ -265,7 +269,7 @@ impl Engine {
                 let rows = batch.tokens.len() - 1 - guesses.len()..batch.tokens.len();
                 batch.output_rows.extend(rows);
             }
-            if sequence.pending() > 1 || sequence.output_tokens() == 0 {
+            if sequence.prefills() {
                 self.stats.tokens_prefilled += tokens as u64;
             }
             entries.push(Entry {

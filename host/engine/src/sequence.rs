@@ -95,6 +95,12 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Whether it works through its prompt, or once more through all it had: it has generated nothing yet, or more than its
+    /// last token is not computed.
+    pub(crate) fn prefills(&self) -> bool {
+        self.output_tokens() == 0 || self.pending() > 1
+    }
+
     /// Output tokens that may still come.
     pub(crate) fn output_left(&self) -> usize {
         self.output_tokens_max.saturating_sub(self.output_tokens())

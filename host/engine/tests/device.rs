@@ -247,6 +247,7 @@ proptest! {
                 position: 0,
                 blocks: vec![BlockId(1), BlockId(4)],
             }],
+            generating: 0,
             output_rows: vec![1, 4],
         };
         for on in On::ALL {

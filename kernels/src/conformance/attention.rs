@@ -255,6 +255,7 @@ fn batched(bench: &Bench<'_>) -> Result<(), ConformanceError> {
                 first_token: 0,
                 ..slice.clone()
             }],
+            generating: 0,
         };
         let rows = bench.step(program.as_mut(), &alone)?;
         let expected: Vec<Vec<f64>> = rows
@@ -291,6 +292,7 @@ fn blocks(bench: &Bench<'_>) -> Result<(), ConformanceError> {
     let fork = StepBatch {
         tokens: vec![TokenId(3), TokenId(4)],
         sequences: vec![slice(0, own), slice(1, BlockId(60))],
+        generating: 2,
         output_rows: vec![0, 1],
     };
     let got = bench.step(program.as_mut(), &fork)?;
@@ -300,6 +302,7 @@ fn blocks(bench: &Bench<'_>) -> Result<(), ConformanceError> {
     let again = StepBatch {
         sequences: vec![slice(0, own)],
         tokens: vec![TokenId(3)],
+        generating: 1,
         output_rows: vec![0],
     };
     let zeroed = bench.step(program.as_mut(), &again)?;

@@ -272,6 +272,7 @@ fn batch(sequences: &[(usize, usize)], block_tokens: usize, seed: u64) -> StepBa
             blocks,
         });
     }
+    batch.generating = sequences.iter().take_while(|(_, tokens)| *tokens == 1).count();
     batch.output_rows = (0..batch.tokens.len()).collect();
     batch
 }

@@ -14,6 +14,8 @@ use std::ops::Range;
 
 use galerne_core::ids::BlockId;
 
+#[cfg(target_arch = "x86_64")]
+use super::attention_amx;
 use super::isa::Isa;
 use super::kv::{KvLayer, KvPool};
 use super::kv_element::KvElement;
@@ -28,6 +30,8 @@ use crate::program::AttentionLayer;
 const ROWS: usize = 96;
 /// Rows whose sums are in registers together.
 const BLOCK_ROWS: usize = 6;
+/// Rows whose scores are kept: those of a block, or of a tile of AMX.
+const SCORE_ROWS: usize = 16;
 /// Groups of 16 keys in a tile.
 pub(super) const GROUPS: usize = 4;
 pub(super) const TILE: usize = GROUPS * LANES;
@@ -56,8 +60,9 @@ impl AttentionScratch {
             .max()
             .unwrap_or(0);
         let width = layers.iter().map(|l| l.head_width as usize).max().unwrap_or(0);
-        let (rows, width) = (ROWS.max(group), width.next_multiple_of(LANES));
-        let floats = rows * (2 * width + LANES + 1) + 2 * BLOCK_ROWS * TILE;
+        let rows = ROWS.max(group).next_multiple_of(SCORE_ROWS);
+        let width = width.next_multiple_of(LANES);
+        let floats = rows * (2 * width + LANES + 1) + 2 * SCORE_ROWS * TILE;
         Ok(Self {
             memory: Memory::zeroed("attention scratch", floats * 4)?,
             rows,
@@ -79,8 +84,8 @@ impl AttentionScratch {
             Part::Results => rows,
             Part::Sums => 2 * rows,
             Part::Scores => 2 * rows + self.rows * LANES,
-            Part::Weights => 2 * rows + self.rows * LANES + BLOCK_ROWS * TILE,
-            Part::Maxima => 2 * rows + self.rows * LANES + 2 * BLOCK_ROWS * TILE,
+            Part::Weights => 2 * rows + self.rows * LANES + SCORE_ROWS * TILE,
+            Part::Maxima => 2 * rows + self.rows * LANES + 2 * SCORE_ROWS * TILE,
         };
         debug_assert!((start + at) * 4 < self.memory.size_bytes());
         // SAFETY: the parts were sized in `new` for `rows` rows, which `attend` checks.
@@ -96,9 +101,9 @@ pub(super) enum Part {
     Results,
     /// `[rows, 16]`
     Sums,
-    /// `[6, 64]`
+    /// `[16, 64]`
     Scores,
-    /// `[6, 64]`, or as many bf16.
+    /// `[16, 64]`, or as many bf16.
     Weights,
     /// `[rows]`
     Maxima,
@@ -133,13 +138,17 @@ pub(crate) struct Attend<'a, T> {
     pub(crate) element: std::marker::PhantomData<T>,
 }
 
-/// Runs a unit.
+/// Runs a unit. `prompt`: whether its tokens are of a prompt.
 ///
 /// # Safety
 /// See [`Attend`].
-pub(crate) unsafe fn attend<T: KvElement>(isa: Isa, unit: Attend<'_, T>) {
+pub(crate) unsafe fn attend<T: KvElement>(isa: Isa, prompt: bool, unit: Attend<'_, T>) {
     assert!(unit.tokens * unit.heads <= unit.scratch.rows && unit.layer.width_padded <= unit.scratch.width);
     assert!(unit.length <= unit.blocks.len() * unit.kv.spec.block_tokens);
+    #[cfg(target_arch = "x86_64")]
+    if prompt && isa == Isa::Amx && T::TILED && attention_amx::fits(unit.layer.width) {
+        return attention_amx::attend_amx(&unit);
+    }
     dispatch_bf16(isa, unit);
 }
 
@@ -207,7 +216,7 @@ impl<T: KvElement> Attend<'_, T> {
     }
 
     #[inline(always)]
-    fn tile(&self, groups: Range<usize>, first_group: usize) -> Tile<T> {
+    pub(super) fn tile(&self, groups: Range<usize>, first_group: usize) -> Tile<T> {
         let kv_head = self.head / (self.spec.heads / self.spec.kv_heads) as usize;
         let (block_tokens, per_block) = (self.kv.spec.block_tokens, self.kv.block_slots() / LANES);
         let mut tile = Tile {
@@ -248,7 +257,7 @@ impl<T: KvElement> Attend<'_, T> {
 
     /// Copies the unit's query rows together and starts their results.
     #[inline(always)]
-    unsafe fn begin<S: Simd>(&self) {
+    pub(super) unsafe fn begin<S: Simd>(&self) {
         let width = self.layer.width;
         for row in 0..self.tokens * self.heads {
             let (token, head) = (row / self.heads, self.head + row % self.heads);
@@ -279,7 +288,7 @@ impl<T: KvElement> Attend<'_, T> {
 
     /// Divides the results by the sums of weights and writes them out.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self) {
+    pub(super) unsafe fn finish<S: Simd>(&self) {
         let width = self.layer.width;
         for row in 0..self.tokens * self.heads {
             let (token, head) = (row / self.heads, self.head + row % self.heads);

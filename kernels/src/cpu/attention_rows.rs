@@ -35,7 +35,7 @@ impl<T: KvElement> Attend<'_, T> {
 
     /// Whether all rows see all places of a tile of four groups.
     #[inline(always)]
-    fn see_all(&self, tile: &Tile<T>, rows: Range<usize>) -> bool {
+    pub(super) fn see_all(&self, tile: &Tile<T>, rows: Range<usize>) -> bool {
         let first = self.visible(rows.start / self.heads);
         let last = self.visible((rows.end - 1) / self.heads);
         tile.places == [LANES; GROUPS]
@@ -106,7 +106,7 @@ impl<T: KvElement> Attend<'_, T> {
     /// Turns a row of a tile's scores into weights against the row's running maximum; what it gives back is what the
     /// row's earlier sums and results have to be multiplied with. Scores are powers of two from here on.
     #[inline(always)]
-    unsafe fn softmax<S: Simd, const ALL: bool>(
+    pub(super) unsafe fn softmax<S: Simd, const ALL: bool>(
         &self,
         tile: &Tile<T>,
         start: usize,

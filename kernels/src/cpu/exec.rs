@@ -31,6 +31,8 @@ pub(crate) struct Step {
     positions: Vec<u32>,
     /// By token, index of its sequence.
     owners: Vec<u32>,
+    /// The first token that is a prompt's.
+    pub(super) prompts: usize,
 }
 
 impl Step {
@@ -44,7 +46,9 @@ impl Step {
                 owners.push(owner as u32);
             }
         }
+        let generating = &batch.sequences[..batch.generating];
         Self {
+            prompts: generating.iter().map(|slice| slice.tokens).sum(),
             batch,
             positions,
             owners,
@@ -370,7 +374,7 @@ impl StepJob {
         share(worker, self.ticket(at, 0), total * per_tile, |unit| {
             // Later tiles see more keys: begin with them, so that the ends are even.
             let (mut index, part) = (total - 1 - unit / per_tile, unit % per_tile);
-            for slice in &self.step.batch.sequences {
+            for (sequence, slice) in self.step.batch.sequences.iter().enumerate() {
                 if index >= tiles(slice) {
                     index -= tiles(slice);
                     continue;
@@ -392,9 +396,10 @@ impl StepJob {
                     scratch: &self.loaded.workers[worker.index].attention,
                     element: PhantomData,
                 };
+                let prompt = sequence >= self.step.batch.generating;
                 // SAFETY: each unit is handed to one worker and writes its own rows and heads; keys and values
                 // were written before the last meeting; blocks were checked at submit; T is the pool's element type.
-                unsafe { attend(self.loaded.isa, unit) };
+                unsafe { attend(self.loaded.isa, prompt, unit) };
                 break;
             }
         })

@@ -4,11 +4,13 @@
 use std::ops::Range;
 
 use galerne_core::dtype::DType;
+use galerne_core::graph::Rows;
 
 use super::elementwise::{Elementwise, elementwise};
 use super::exec::StepJob;
 use super::isa::Isa;
-use super::linear::{BLOCK, LinearIn, LinearOut, linear};
+use super::linear::BLOCK;
+use super::linear::{LinearIn, LinearOut, is_tiled, linear};
 use super::memory::Rect;
 use super::mixture::Part;
 use super::pool::{Poisoned, Worker};
@@ -32,11 +34,14 @@ pub(super) struct LinearOp {
 struct Forms {
     quantized: bool,
     split: bool,
+    rounded: bool,
+    /// The first row that is rounded; the other forms are for those before.
+    prompts: usize,
 }
 
 impl Forms {
     fn any(self) -> bool {
-        self.quantized || self.split
+        self.quantized || self.split || self.rounded
     }
 }
 
@@ -45,13 +50,17 @@ impl Forms {
 struct Prepared {
     quant: Option<QuantRows>,
     split: Option<SplitRows>,
+    rounded: Option<SplitRows>,
+    prompts: usize,
 }
 
 /// Rows whose inputs stay in a core's second cache while all panels pass. Tiles want more rows to a panel, which is unpacked
 /// for them, and processors that have them have larger caches.
-fn chunk_rows(isa: Isa, width: usize, quantized: bool) -> usize {
+fn chunk_rows(isa: Isa, width: usize, forms: Forms) -> usize {
     let bytes = if isa == Isa::Amx { 1 << 20 } else { 256 << 10 };
-    let row_bytes = if quantized {
+    let row_bytes = if forms.rounded {
+        width * size_of::<u16>()
+    } else if forms.quantized {
         width / BLOCK * size_of::<QuantTile>() / TILE_ROWS
     } else {
         width * size_of::<f32>()
@@ -70,38 +79,48 @@ impl StepJob {
     ) -> Result<(), Poisoned> {
         let x = self.rect(op.x);
         let parts = &self.loaded.matrices[op.weight.index()];
-        let forms = self.forms(parts);
+        let forms = self.forms(op.x, parts);
         let mut input = None;
         if x.rows > self.loaded.own_rows {
             input = Some(self.prepare_together(worker, at, x, forms, prologue)?);
         }
         let panels: usize = parts.iter().map(|part| part.matrix.panels()).sum();
-        let chunk = chunk_rows(self.loaded.isa, x.width, forms.quantized);
+        // Tiles take two panels at once.
+        let together = if forms.rounded { 2 } else { 1 };
+        let pieces = panels.div_ceil(together);
+        let chunk = chunk_rows(self.loaded.isa, x.width, forms);
         let chunks = x.rows.div_ceil(chunk);
-        worker.run(self.ticket(at, 0), chunks * panels, |mut units| {
+        worker.run(self.ticket(at, 0), chunks * pieces, |mut units| {
             // Only with a piece in hand: nobody else can then go on and overwrite what is read.
             let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, forms, prologue));
             while !units.is_empty() {
-                let index = units.start / panels;
-                let end = units.end.min((index + 1) * panels);
+                let index = units.start / pieces;
+                let end = units.end.min((index + 1) * pieces);
                 let rows = index * chunk..((index + 1) * chunk).min(x.rows);
-                self.panels(
-                    op,
-                    input,
-                    units.start - index * panels..end - index * panels,
-                    rows,
-                );
+                let first = (units.start - index * pieces) * together;
+                let last = ((end - index * pieces) * together).min(panels);
+                self.panels(op, input, first..last, rows);
                 units.start = end;
             }
         })
     }
 
-    fn forms(&self, parts: &[Part]) -> Forms {
+    fn forms(&self, x: View, parts: &[Part]) -> Forms {
         let auto = self.loaded.options.precision == Precision::Auto;
+        let tiles = auto && self.loaded.isa == Isa::Amx;
         let any = |wanted: fn(DType) -> bool| parts.iter().any(|part| wanted(part.matrix.dtype));
+        let rows = self.rect(x).rows;
+        let of_tokens = self.loaded.program.buffers[x.buffer.index()].rows == Rows::Tokens;
+        let prompts = if tiles && of_tokens {
+            self.step.prompts
+        } else {
+            rows
+        };
         Forms {
-            quantized: auto && any(|dtype| dtype.block_elements() > 1),
-            split: auto && self.loaded.isa == Isa::Amx && any(|dtype| dtype == DType::Bf16),
+            quantized: auto && prompts > 0 && any(|dtype| dtype.block_elements() > 1),
+            split: tiles && prompts > 0 && any(|dtype| dtype == DType::Bf16),
+            rounded: prompts < rows && any(is_tiled),
+            prompts,
         }
     }
 
@@ -117,6 +136,8 @@ impl StepJob {
         let to = Prepared {
             quant: forms.quantized.then(|| self.loaded.quant.rows(x.width)),
             split: forms.split.then(|| self.loaded.split.rows(x.width)),
+            rounded: forms.rounded.then(|| self.loaded.rounded.rows(x.width)),
+            prompts: forms.prompts,
         };
         if prologue.is_some() || forms.any() {
             worker.run(self.ticket(at, 1), x.rows.div_ceil(EIGHT), |pieces| {
@@ -135,6 +156,8 @@ impl StepJob {
         let to = Prepared {
             quant: forms.quantized.then(|| room.quant.rows(x.width)),
             split: forms.split.then(|| room.split.rows(x.width)),
+            rounded: forms.rounded.then(|| room.rounded.rows(x.width)),
+            prompts: forms.prompts,
         };
         let float = if prologue.is_some() { room.own_rows(x) } else { x };
         if prologue.is_some() || forms.any() {
@@ -151,6 +174,8 @@ impl StepJob {
             float,
             quant: prepared.quant,
             split: prepared.split,
+            rounded: prepared.rounded,
+            prompts: prepared.prompts,
             room: self.loaded.workers[worker.index].tiles(),
         }
     }
@@ -171,6 +196,12 @@ impl StepJob {
                     elementwise(self.loaded.isa, op, self.rect(*gate), self.rect(*up), x, row);
                 }
                 _ => {}
+            }
+            if row >= to.prompts {
+                if let Some(rounded) = to.rounded {
+                    split_row(self.loaded.isa, x, rounded, row);
+                }
+                return;
             }
             if let Some(quant) = to.quant {
                 quantize_row(self.loaded.isa, x, quant, row);

@@ -24,6 +24,8 @@ pub(crate) const PAIR: usize = 2 * LANES;
 pub(crate) trait KvElement: Copy + Send + Sync + 'static {
     /// Whether the two terms of a lane lie side by side.
     const INTERLEAVED: bool = false;
+    /// Whether tiles can multiply it: bf16 alone.
+    const TILED: bool = false;
     /// Whether each token and head has a scale.
     const SCALED: bool = false;
     /// Largest number stored, by absolute value. What is stored is finite, so that a weight of 0 makes nothing of
@@ -165,6 +167,7 @@ impl KvElement for E4m3 {
 impl KvElement for bf16 {
     const INTERLEAVED: bool = true;
     /// The largest bf16.
+    const TILED: bool = true;
     const LARGEST: f32 = 3.389_531_4e38;
 
     #[inline(always)]

@@ -13,7 +13,7 @@ use galerne_core::dtype::DType;
 
 use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-use super::linear_bf16_amx::linear_bf16_amx;
+use super::linear_bf16_amx::{Rounded, Stored, Tiled, linear_bf16_amx};
 use super::linear_grouped::{GroupedExact, Q4K, Q5_0, Q5_1, Q5K, Q6K};
 #[cfg(target_arch = "x86_64")]
 use super::linear_int8_amx::{linear_int8_amx, rows_in_tiles};
@@ -22,7 +22,7 @@ use super::linear_plain::{Bf16, F16, F32};
 use super::linear_q4_0::{Q4_0, Q4_0Exact};
 use super::linear_q4_1::{Q4_1, Q4_1Exact};
 use super::linear_q8_0::{Q8_0, Q8_0Exact};
-use super::memory::Rect;
+use super::memory::{LINE_BYTES, Rect};
 use super::quantize_rows::QuantRows;
 use super::simd::{Kernel, Simd, dispatch};
 use super::split_rows::SplitRows;
@@ -30,8 +30,15 @@ use super::weights::{LANES, Matrix};
 
 /// Columns in one step of the inner loop.
 pub(crate) const BLOCK: usize = 32;
-/// Panels that stay in cache while all rows pass. Each is read from end to end: one stream is what prefetchers like.
+/// Panels that stay in cache while all rows pass. Each is read from end to end: one stream is what AMD's prefetchers like.
 const PANELS: usize = 4;
+/// Panels read side by side where several streams are faster than one: see [`Isa::reads_in_streams`].
+const STREAMS: usize = 4;
+/// Most rows for which they are: with more, products take longer than reading, and the sums of several panels no longer fit
+/// the registers.
+const STREAMED_ROWS_MAX: usize = 4;
+/// How far ahead of each stream is fetched.
+const AHEAD_BYTES: usize = 1024;
 
 /// f32 activations in place.
 #[derive(Clone, Copy)]
@@ -78,9 +85,9 @@ pub(crate) struct LinearOut {
 pub(crate) struct TileRoom(pub(crate) *mut u8);
 
 impl TileRoom {
-    /// Bytes for the codes of a panel of `width` columns, each code a byte.
+    /// Bytes for two panels of `width` columns in bf16, more than the codes of one take.
     pub(crate) const fn size_bytes(width: usize) -> usize {
-        width.next_multiple_of(BLOCK) * LANES
+        2 * width.next_multiple_of(BLOCK) * LANES * size_of::<u16>()
     }
 }
 
@@ -91,11 +98,18 @@ pub(crate) struct LinearIn {
     pub(crate) quant: Option<QuantRows>,
     /// Only for [`Isa::Amx`].
     pub(crate) split: Option<SplitRows>,
+    /// Prompts' rows, only for [`Isa::Amx`].
+    pub(crate) rounded: Option<SplitRows>,
+    /// The first row that is a prompt's, if `rounded` is there.
+    pub(crate) prompts: usize,
     /// Without it tiles are not used for quantized weights.
     pub(crate) room: Option<TileRoom>,
 }
 
 /// Computes the outputs of `panels` for the rows `rows`, the first of which is a multiple of 16.
+///
+/// Prompts' rows are multiplied in bf16 if they were rounded for that, and generated ones as integers or in f32: which
+/// of the two a row is decides alone about the order and the rounding of its sums.
 ///
 /// # Safety
 /// `isa` is the machine's; `input` has rows of `matrix.width` columns that nobody writes, and room that nobody else uses,
@@ -104,7 +118,7 @@ pub(crate) unsafe fn linear(
     isa: Isa,
     matrix: &Matrix,
     panels: Range<usize>,
-    rows: Range<usize>,
+    mut rows: Range<usize>,
     input: LinearIn,
     out: LinearOut,
 ) {
@@ -113,6 +127,27 @@ pub(crate) unsafe fn linear(
         base: input.float.base,
         stride: input.float.stride,
     };
+    #[cfg(target_arch = "x86_64")]
+    if let (Isa::Amx, Some(x), Some(room)) = (isa, input.rounded, input.room)
+        && is_tiled(matrix.dtype)
+    {
+        let prompts = rows.start.max(input.prompts)..rows.end;
+        if !prompts.is_empty() {
+            let job = TileJob {
+                matrix,
+                panels: panels.clone(),
+                rows: prompts,
+                x,
+                room,
+                out,
+            };
+            job.run();
+        }
+        rows.end = rows.end.min(input.prompts);
+    }
+    if rows.is_empty() {
+        return;
+    }
     if let Some(x) = input.quant {
         let job = Int8Job {
             isa,
@@ -146,11 +181,54 @@ pub(crate) unsafe fn linear(
         DType::Q6K => run::<GroupedExact<Q6K>>(isa, matrix, panels, rows, float, out),
         DType::F32 => run::<F32>(isa, matrix, panels, rows, float, out),
         DType::F16 => run::<F16>(isa, matrix, panels, rows, float, out),
-        DType::Bf16 => match input.split {
+        DType::Bf16 => match (input.split, input.room) {
             #[cfg(target_arch = "x86_64")]
-            Some(x) if isa == Isa::Amx => linear_bf16_amx(matrix, panels, rows, x, out),
+            (Some(x), Some(room)) if isa == Isa::Amx => {
+                linear_bf16_amx::<Stored>(matrix, panels, rows, x, room, out);
+            }
             _ => run::<Bf16>(isa, matrix, panels, rows, float, out),
         },
+    }
+}
+
+/// Whether prompts' rows are multiplied with weights of this dtype in bf16 tiles where there are any. Of f16 and f32 that
+/// would lose too much.
+pub(crate) const fn is_tiled(dtype: DType) -> bool {
+    matches!(dtype, DType::Bf16) || dtype.block_elements() > 1
+}
+
+/// A linear map of prompts' rows in bf16 tiles.
+#[cfg(target_arch = "x86_64")]
+struct TileJob<'a> {
+    matrix: &'a Matrix,
+    panels: Range<usize>,
+    rows: Range<usize>,
+    x: SplitRows,
+    room: TileRoom,
+    out: LinearOut,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl TileJob<'_> {
+    /// # Safety
+    /// See [`linear`].
+    unsafe fn run(self) {
+        match self.matrix.dtype {
+            DType::Q4_1 => self.of::<Rounded<Q4_1>>(),
+            DType::Q4_0 => self.of::<Rounded<Q4_0>>(),
+            DType::Q8_0 | DType::Iq4Nl => self.of::<Rounded<Q8_0>>(),
+            DType::Q5_0 => self.of::<Rounded<Q5_0>>(),
+            DType::Q5_1 => self.of::<Rounded<Q5_1>>(),
+            DType::Q4K => self.of::<Rounded<Q4K>>(),
+            DType::Q5K => self.of::<Rounded<Q5K>>(),
+            DType::Q6K => self.of::<Rounded<Q6K>>(),
+            DType::Bf16 => self.of::<Stored>(),
+            DType::F32 | DType::F16 => unreachable!("not tiled"),
+        }
+    }
+
+    unsafe fn of<W: Tiled>(self) {
+        linear_bf16_amx::<W>(self.matrix, self.panels, self.rows, self.x, self.room, self.out);
     }
 }
 
@@ -198,6 +276,7 @@ unsafe fn run<D: PanelDot>(
     dispatch(
         isa,
         LinearKernel::<D> {
+            in_streams: rows.len() <= STREAMED_ROWS_MAX && isa.reads_in_streams(),
             matrix,
             panels,
             rows,
@@ -208,6 +287,7 @@ unsafe fn run<D: PanelDot>(
 }
 
 struct LinearKernel<'a, D: PanelDot> {
+    in_streams: bool,
     matrix: &'a Matrix,
     panels: Range<usize>,
     rows: Range<usize>,
@@ -221,6 +301,14 @@ impl<D: PanelDot> Kernel for LinearKernel<'_, D> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let mut panel = self.panels.start;
+        if S::STREAMS && self.in_streams {
+            // Each stream goes on from panel to panel, so that it does not end after a few kilobytes.
+            let each = self.panels.len() / STREAMS;
+            for at in 0..each {
+                self.rows_of::<S, STREAMS>(std::array::from_fn(|stream| panel + stream * each + at));
+            }
+            panel += STREAMS * each;
+        }
         while panel < self.panels.end {
             let side_by_side = PANELS.min(self.panels.end - panel);
             self.group::<S>(panel, side_by_side);
@@ -260,21 +348,54 @@ impl<D: PanelDot> LinearKernel<'_, D> {
         }
     }
 
+    /// All rows, at most [`STREAMED_ROWS_MAX`], of panels that are read side by side.
+    #[inline(always)]
+    unsafe fn rows_of<S: Simd, const P: usize>(&self, panels: [usize; P]) {
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            row += match self.rows.end - row {
+                4.. => self.tiles::<S, 4, P>(panels, row),
+                2.. => self.tiles::<S, 2, P>(panels, row),
+                _ => self.tiles::<S, 1, P>(panels, row),
+            };
+        }
+    }
+
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self, panel: usize, row: usize) {
+        self.tiles::<S, M, 1>([panel], row);
+    }
+
+    /// `M` rows of `P` panels, block by block.
+    #[inline(always)]
+    unsafe fn tiles<S: Simd, const M: usize, const P: usize>(&self, panels: [usize; P], row: usize) -> usize {
         let width = self.matrix.width;
-        let first = self.matrix.panel(panel);
-        let mut sums = [S::splat(0.0); M];
+        let first = panels.map(|panel| self.matrix.panel(panel));
+        let mut sums = [[S::splat(0.0); M]; P];
+        let block_bytes = self.matrix.panel_bytes / (width / BLOCK).max(1);
         for block in 0..width / BLOCK {
-            D::block::<S, M>(first, &self.x, row, block, BLOCK, &mut sums);
+            for (first, sums) in first.iter().zip(&mut sums) {
+                D::block::<S, M>(*first, &self.x, row, block, BLOCK, sums);
+                if P > 1 {
+                    let ahead = first.wrapping_add(block * block_bytes + AHEAD_BYTES);
+                    for line in (0..block_bytes).step_by(LINE_BYTES) {
+                        S::prefetch(ahead.wrapping_add(line));
+                    }
+                }
+            }
         }
         let rest = width % BLOCK;
         if rest > 0 {
-            D::block::<S, M>(first, &self.x, row, width / BLOCK, rest, &mut sums);
+            for (first, sums) in first.iter().zip(&mut sums) {
+                D::block::<S, M>(*first, &self.x, row, width / BLOCK, rest, sums);
+            }
         }
-        for (m, sum) in sums.into_iter().enumerate() {
-            finish::<S>(self.matrix, &self.out, sum, panel, row + m);
+        for (panel, sums) in panels.into_iter().zip(sums) {
+            for (m, sum) in sums.into_iter().enumerate() {
+                finish::<S>(self.matrix, &self.out, sum, panel, row + m);
+            }
         }
+        M
     }
 }
 

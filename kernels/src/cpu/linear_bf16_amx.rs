@@ -1,60 +1,161 @@
-//! Linear maps of bf16 weights on AMX: two tiles of 16 rows by two panels of 16 outputs, all columns summed in tiles. A
-//! row's result does not depend on the others, so that one row takes the same way as hundreds.
+//! Linear maps on bf16 tiles of AMX: two tiles of 16 rows by two panels of 16 outputs, all columns summed in tiles. A row's
+//! result does not depend on the others, so that one row takes the same way as hundreds.
+//!
+//! Weights in bf16 lie as tiles want them; quantized ones are rounded to bf16 panel by panel, and all rows pass what was
+//! made.
 #![expect(
     unsafe_op_in_unsafe_fn,
     reason = "kernel bodies are covered by the contract of linear_bf16_amx"
 )]
 
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::amx::{Bf16Operands, Configured, TILE_RESULTS, TILE_ROWS, product_bf16};
-use super::linear::{LinearOut, finish};
+use super::linear::{BLOCK, LinearOut, TileRoom, finish};
+use super::linear_integer::Quantized;
 use super::memory::LINE_BYTES;
 use super::simd::Simd as _;
 use super::simd_avx512::Avx512;
-use super::split_rows::SplitRows;
+use super::split_rows::{Halves, SplitRows};
 use super::weights::{LANES, Matrix};
 
 type S = Avx512<false>;
+
+/// Bytes of a block of 16 outputs: 16 lines of two columns.
+const BLOCK_BYTES: usize = BLOCK * LANES * size_of::<u16>();
+
+/// Weights that tiles can be made of.
+pub(crate) trait Tiled {
+    /// Panel `panel` as tiles want it: where it lies, or in `room`.
+    ///
+    /// # Safety
+    /// The matrix is of this format; `room` has [`BLOCK_BYTES`] for each block of the matrix, and nobody else uses it.
+    unsafe fn panel(matrix: &Matrix, panel: usize, room: *mut u8) -> *const u8;
+}
+
+/// Weights stored in bf16.
+pub(crate) struct Stored;
+
+impl Tiled for Stored {
+    #[inline(always)]
+    unsafe fn panel(matrix: &Matrix, panel: usize, _room: *mut u8) -> *const u8 {
+        matrix.panel(panel)
+    }
+}
+
+/// Quantized weights, rounded.
+pub(crate) struct Rounded<F>(PhantomData<F>);
+
+impl<F: Quantized> Tiled for Rounded<F> {
+    #[inline(always)]
+    unsafe fn panel(matrix: &Matrix, panel: usize, room: *mut u8) -> *const u8 {
+        let w = matrix.panel(panel);
+        for block in 0..matrix.width / BLOCK {
+            round::<F>(w, block, room.add(BLOCK_BYTES * block));
+        }
+        room
+    }
+}
 
 /// Two tiles of rows by two panels.
 #[repr(C, align(64))]
 struct Results([[[f32; TILE_RESULTS]; 2]; 2]);
 
-/// Computes the outputs of `panels` for the rows `rows`, the first of which is a multiple of 16.
+/// Computes the outputs of `panels` for the rows `rows`.
 ///
 /// # Safety
-/// As for [`linear`](super::linear::linear), of a matrix in bf16; this process can execute AMX, AVX-512 F, BW, VL, DQ and
-/// VNNI, and nobody else configures this thread's tiles.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(crate) unsafe fn linear_bf16_amx(
+/// As for [`linear`](super::linear::linear), of a matrix in format `W`; this process can execute AMX, AVX-512 F, BW, VL, DQ,
+/// VNNI and BF16; nobody else configures this thread's tiles or uses `room`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+pub(crate) unsafe fn linear_bf16_amx<W: Tiled>(
     matrix: &Matrix,
     panels: Range<usize>,
     rows: Range<usize>,
     x: SplitRows,
+    room: TileRoom,
     out: LinearOut,
 ) {
     let _tiles = Configured::new(LINE_BYTES);
     let mut results = MaybeUninit::<Results>::uninit();
+    let first_row = rows.start / TILE_ROWS * TILE_ROWS;
     for panel in panels.clone().step_by(2) {
         let side_by_side = 2.min(panels.end - panel);
-        for row in rows.clone().step_by(2 * TILE_ROWS) {
+        let first = W::panel(matrix, panel, room.0);
+        let second = if side_by_side == 2 {
+            W::panel(matrix, panel + 1, room.0.add(BLOCK_BYTES * x.blocks))
+        } else {
+            first
+        };
+        for row in (first_row..rows.end).step_by(2 * TILE_ROWS) {
             let left = rows.end - row;
             let row_tiles = left.div_ceil(TILE_ROWS).min(2);
             let operands = Bf16Operands {
                 steps: x.blocks,
                 x: [x.tile(row, 0), x.tile(row + (row_tiles - 1) * TILE_ROWS, 0)].map(<*mut u16>::cast_const),
-                w: [matrix.panel(panel), matrix.panel(panel + side_by_side - 1)],
+                w: [first, second],
             };
-            product_bf16(row_tiles, operands, results.as_mut_ptr().cast());
+            product_bf16(
+                row_tiles,
+                x.halves == Halves::Both,
+                operands,
+                results.as_mut_ptr().cast(),
+            );
             let sums = &*results.as_ptr();
-            for r in 0..left.min(2 * TILE_ROWS) {
+            for r in rows.start.saturating_sub(row)..left.min(2 * TILE_ROWS) {
                 for p in 0..side_by_side {
                     let sum = S::load(sums.0[r / TILE_ROWS][p].as_ptr().add(r % TILE_ROWS * LANES));
                     finish::<S>(matrix, &out, sum, panel + p, row + r);
                 }
             }
+        }
+    }
+}
+
+/// A block's weights `d (code + offset) + m` in bf16, two columns of 16 outputs in each of 16 lines.
+///
+/// A code is put into the mantissa of 256, which makes it the number 256 + code without a conversion; `m` is lessened by as
+/// much. What that loses of `m`, 2^-16 of `d`, is far below bf16's rounding.
+#[inline(always)]
+unsafe fn round<F: Quantized>(w: *const u8, block: usize, to: *mut u8) {
+    /// The bits of 256 in f32, and those of its mantissa a byte goes to.
+    const BASE: i32 = 0x4380_0000;
+    const CODE: i32 = 0x007f_8000;
+    // Two vectors, one after the other, to pairs.
+    let pairs: [u16; BLOCK] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
+    let pairs = _mm512_loadu_si512(pairs.as_ptr().cast());
+    let numbers = F::numbers::<S>(w, block);
+    let shift = S::splat(f32::from(F::OFFSET) - 256.0);
+    let minimum = numbers.d.map(|d| {
+        let moved = S::mul(d, shift);
+        if F::MINIMUM {
+            S::add(numbers.m, moved)
+        } else {
+            moved
+        }
+    });
+    for (c, codes) in F::codes::<S>(w, block).into_iter().enumerate() {
+        let half = usize::from(F::HALVES && c >= 4);
+        let number = |moved: __m512i| {
+            // (moved & CODE) | BASE
+            let bits =
+                _mm512_ternarylogic_epi32::<0xea>(moved, _mm512_set1_epi32(CODE), _mm512_set1_epi32(BASE));
+            S::fma(numbers.d[half], _mm512_castsi512_ps(bits), minimum[half])
+        };
+        let columns = [
+            number(_mm512_slli_epi32::<15>(codes)),
+            number(_mm512_slli_epi32::<7>(codes)),
+            number(_mm512_srli_epi32::<1>(codes)),
+            number(_mm512_srli_epi32::<9>(codes)),
+        ];
+        for at in 0..2 {
+            let rounded = _mm512_cvtne2ps_pbh(columns[2 * at + 1], columns[2 * at]);
+            // SAFETY: the same 64 bytes under another name.
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+            let line = _mm512_permutexvar_epi16(pairs, rounded);
+            _mm512_store_si512(to.add(LINE_BYTES * (2 * c + at)).cast(), line);
         }
     }
 }

@@ -10,13 +10,13 @@ use super::attention::AttentionScratch;
 use super::fuse::{Planned, plan, prologues};
 use super::isa::Isa;
 use super::kv::KvPool;
-use super::linear::TileRoom;
+use super::linear::{TileRoom, is_tiled};
 use super::memory::{Arena, Memory, Rect};
 use super::mixture::{MixtureScratch, Part};
 use super::pool::Ticket;
 use super::quantize_rows::QuantBuffer;
 use super::rope::RopeTable;
-use super::split_rows::SplitBuffer;
+use super::split_rows::{Halves, SplitBuffer};
 use super::weights::{Matrix, load_matrix};
 use crate::device::{DeviceError, KvSpec, LoadOptions, MemoryUse, Precision};
 use crate::layout::{Layout, RowsMax, place};
@@ -44,6 +44,8 @@ pub(crate) struct Loaded {
     pub(crate) quant: QuantBuffer,
     /// The same, split.
     pub(crate) split: SplitBuffer,
+    /// The same for prompts' rows, rounded to bf16.
+    pub(crate) rounded: SplitBuffer,
     pub(crate) workers: Vec<WorkerRoom>,
     /// Rows up to which each worker prepares a linear map's input for itself.
     pub(crate) own_rows: usize,
@@ -63,7 +65,9 @@ pub(crate) struct WorkerRoom {
     pub(crate) quant: QuantBuffer,
     /// The same, split.
     pub(crate) split: SplitBuffer,
-    /// A panel's codes, unpacked for tiles.
+    /// The same, rounded to bf16.
+    pub(crate) rounded: SplitBuffer,
+    /// Panels made for tiles.
     tiles: Memory,
 }
 
@@ -78,7 +82,7 @@ impl WorkerRoom {
         }
     }
 
-    /// Room for the tiles of any quantized linear map of the program; `None` if tiles are not used for them.
+    /// Room for the tiles of any linear map of the program; `None` if tiles are not used.
     pub(crate) fn tiles(&self) -> Option<TileRoom> {
         (self.tiles.size_bytes() > 0).then(|| TileRoom(self.tiles.ptr()))
     }
@@ -100,7 +104,7 @@ impl Widths {
         Self {
             quant: where_some(auto),
             split: where_some(auto && amx && any(|dtype| dtype == DType::Bf16)),
-            tiles: where_some(auto && amx && any(|dtype| dtype.block_elements() > 1)),
+            tiles: where_some(auto && amx && any(is_tiled)),
         }
     }
 }
@@ -165,7 +169,8 @@ impl Loaded {
                 mixture: MixtureScratch::new(uses.experts.max(1), uses.inner, uses.width)?,
                 rows: Memory::zeroed("linear inputs", own_rows * uses.quant_width * 4)?,
                 quant: QuantBuffer::new(own_rows.max(1), widths.quant.max(uses.mixture_quant_width))?,
-                split: SplitBuffer::new(own_rows, widths.split)?,
+                split: SplitBuffer::new(own_rows, widths.split, Halves::Both)?,
+                rounded: SplitBuffer::new(own_rows, widths.tiles, Halves::Upper)?,
                 tiles: Memory::zeroed("unpacked weights", TileRoom::size_bytes(widths.tiles))?,
             })
         });
@@ -183,7 +188,8 @@ impl Loaded {
             tickets: [tickets(program, threads), tickets(program, threads)],
             planned,
             quant: QuantBuffer::new(rows, widths.quant)?,
-            split: SplitBuffer::new(rows, widths.split)?,
+            split: SplitBuffer::new(rows, widths.split, Halves::Both)?,
+            rounded: SplitBuffer::new(rows, widths.tiles, Halves::Upper)?,
             workers: workers.collect::<Result<_, DeviceError>>()?,
             own_rows,
             matrices,
@@ -216,6 +222,7 @@ impl Loaded {
                 + w.rows.size_bytes()
                 + w.quant.size_bytes()
                 + w.split.size_bytes()
+                + w.rounded.size_bytes()
                 + w.tiles.size_bytes()
         };
         MemoryUse {
@@ -224,6 +231,7 @@ impl Loaded {
             workspace_bytes: self.buffers.size_bytes()
                 + self.quant.size_bytes()
                 + self.split.size_bytes()
+                + self.rounded.size_bytes()
                 + self.ropes.iter().map(RopeTable::size_bytes).sum::<usize>()
                 + self.workers.iter().map(room).sum::<usize>(),
         }

@@ -167,6 +167,8 @@ impl Mixture<'_> {
                     float: x,
                     quant,
                     split: None,
+                    rounded: None,
+                    prompts: 0,
                     room: None,
                 };
                 linear(

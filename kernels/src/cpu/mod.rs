@@ -4,6 +4,8 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_amx;
 mod attention_rows;
 mod device;
 mod elementwise;

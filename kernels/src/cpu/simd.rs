@@ -32,6 +32,13 @@ pub(crate) trait Simd: Copy + 'static {
     /// Whether [`Self::dot_bf16`] is faster than widening and multiplying.
     const BF16_DOT: bool;
 
+    /// Whether reading weights may be what a kernel waits for, so that it has a way to read them in several streams.
+    const STREAMS: bool = false;
+
+    /// Asks for the cache line `at` lies in, which need not be anybody's.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
+    /// `value` in all lanes.
     unsafe fn splat(value: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
     unsafe fn store(to: *mut f32, value: Self::F);

@@ -26,7 +26,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const TILE_ROWS: usize = 8;
     const SCALES_TO_ZERO: bool = true;
     const BF16_DOT: bool = BF16;
+    const STREAMS: bool = true;
 
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F {
         _mm512_set1_ps(value)

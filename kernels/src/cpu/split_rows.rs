@@ -1,5 +1,5 @@
-//! Activations as two bf16 whose sum they are to one part in 2^17: tiles multiply bf16 only, and one alone would lose what
-//! bf16 weights are stored with. Knows nothing of weights.
+//! Activations in bf16 for tiles, which multiply nothing finer: rounded to one, or as two whose sum they are to one part in
+//! 2^17. Knows nothing of weights.
 #![expect(
     unsafe_op_in_unsafe_fn,
     reason = "kernel bodies are covered by the contract of Simd"
@@ -15,20 +15,42 @@ use crate::device::DeviceError;
 /// Elements of a tile: 16 rows of 32 columns.
 const TILE: usize = TILE_ROWS * BLOCK;
 
+/// How many bf16 an activation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Halves {
+    /// The nearest one.
+    Upper,
+    /// That, and what it lacks.
+    Both,
+}
+
+impl Halves {
+    const fn count(self) -> usize {
+        match self {
+            Self::Upper => 1,
+            Self::Both => 2,
+        }
+    }
+}
+
 /// Split rows in shared memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SplitRows {
-    /// `[rows / 16, blocks, 2, 16, 32]`, upper halves first.
+    /// `[rows / 16, blocks, halves, 16, 32]`, upper halves first.
     base: *mut u16,
     /// Blocks per row, the last of which may be padded with zeros.
     pub(crate) blocks: usize,
+    pub(crate) halves: Halves,
 }
 
 impl SplitRows {
-    /// The upper tile of block `block` of 16 rows from `row` on, a multiple of 16. The lower one follows.
+    /// The upper tile of block `block` of 16 rows from `row` on, a multiple of 16. The lower one, if there is one, follows.
     pub(crate) fn tile(&self, row: usize, block: usize) -> *mut u16 {
         // SAFETY: callers stay within the rows and columns the buffer was made for.
-        unsafe { self.base.add((row / TILE_ROWS * self.blocks + block) * 2 * TILE) }
+        unsafe {
+            self.base
+                .add((row / TILE_ROWS * self.blocks + block) * self.halves.count() * TILE)
+        }
     }
 }
 
@@ -37,15 +59,19 @@ impl SplitRows {
 pub(crate) struct SplitBuffer {
     memory: Memory,
     blocks_max: usize,
+    halves: Halves,
 }
 
 impl SplitBuffer {
     /// Room for `rows` rows of up to `width_max` elements.
-    pub(crate) fn new(rows: usize, width_max: usize) -> Result<Self, DeviceError> {
+    pub(crate) fn new(rows: usize, width_max: usize, halves: Halves) -> Result<Self, DeviceError> {
         let blocks_max = width_max.div_ceil(BLOCK);
-        let tiles = 2 * rows.div_ceil(TILE_ROWS) * blocks_max;
-        let memory = Memory::zeroed("split activations", tiles * TILE * size_of::<u16>())?;
-        Ok(Self { memory, blocks_max })
+        let tiles = halves.count() * rows.div_ceil(TILE_ROWS) * blocks_max;
+        Ok(Self {
+            memory: Memory::zeroed("split activations", tiles * TILE * size_of::<u16>())?,
+            blocks_max,
+            halves,
+        })
     }
 
     /// The buffer laid out for rows of `width` elements.
@@ -55,6 +81,7 @@ impl SplitBuffer {
         SplitRows {
             base: self.memory.ptr().cast(),
             blocks,
+            halves: self.halves,
         }
     }
 
@@ -102,10 +129,12 @@ impl SplitRow {
     unsafe fn block<S: Simd>(&self, x: *const f32, block: usize) {
         let to = self.to.tile(self.row, block).add(self.row % TILE_ROWS * BLOCK);
         for half in [0, 16] {
-            let (upper, lower) = (to.add(half), to.add(TILE + half));
+            let upper = to.add(half);
             let value = S::load(x.add(half));
             S::store_bf16(upper, value);
-            S::store_bf16(lower, S::sub(value, S::load_bf16(upper)));
+            if self.to.halves == Halves::Both {
+                S::store_bf16(upper.add(TILE), S::sub(value, S::load_bf16(upper)));
+            }
         }
     }
 }

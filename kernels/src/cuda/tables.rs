@@ -192,6 +192,7 @@ mod tests {
         let batch = StepBatch {
             tokens: [7, 8, 9].map(TokenId).to_vec(),
             sequences: vec![slice(0, 2, 3, &[5, 2]), slice(2, 1, 0, &[4])],
+            generating: 0,
             output_rows: vec![1, 2],
         };
         let rows = StepRows {

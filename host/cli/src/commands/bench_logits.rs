@@ -94,6 +94,7 @@ fn write_logits(model: &mut LoadedModel, tokens: &[TokenId], out: &mut impl Writ
                 position: u32::try_from(index * model.limits.step_tokens_max)?,
                 blocks: blocks.clone(),
             }],
+            generating: 0,
             output_rows: (0..chunk.len()).collect(),
         })?;
         model.program.wait()?;

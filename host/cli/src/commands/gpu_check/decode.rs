@@ -158,6 +158,7 @@ fn on_device(
             .map(|lane| TokenId(lane * 7_919 % model.vocabulary))
             .collect(),
         sequences: (0..batch).map(lane).collect(),
+        generating: batch as usize,
         output_rows: (0..batch as usize).collect(),
     };
     let mut begin = Instant::now();

@@ -110,6 +110,7 @@ fn following(batch: &StepBatch, next: &[TokenId]) -> StepBatch {
     StepBatch {
         tokens: next.to_vec(),
         sequences: batch.sequences.iter().enumerate().map(sequence).collect(),
+        generating: next.len(),
         output_rows: (0..next.len()).collect(),
     }
 }
