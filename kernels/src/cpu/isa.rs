@@ -74,7 +74,7 @@ impl Isa {
             // To ask the processor takes tens of microseconds in a virtual machine.
             static INTEL: std::sync::LazyLock<bool> =
                 std::sync::LazyLock::new(|| vendor_is(*b"GenuineIntel"));
-            return *INTEL;
+            *INTEL
         }
         #[cfg(not(target_arch = "x86_64"))]
         false

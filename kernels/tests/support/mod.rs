@@ -15,7 +15,11 @@ use galerne_kernels::cpu::{CpuDevice, CpuOptions, Isa};
 /// Whether AMX instructions can be executed: by this machine or, if it has what else the kernels need, by a trap.
 pub(crate) fn has_amx() -> bool {
     let detected = Isa::detect();
-    detected == Isa::Amx || detected >= Isa::Avx512 && galerne_amx_trap::install()
+    #[cfg(target_arch = "x86_64")]
+    let has_the_rest = detected >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has_the_rest = false;
+    detected == Isa::Amx || has_the_rest && galerne_amx_trap::install()
 }
 
 /// A device, or `None` with a word about it if that instruction set cannot be executed here.
