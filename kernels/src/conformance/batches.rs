@@ -19,7 +19,7 @@ pub(super) const CASES: &[Case] = &[
 
 type Break = fn(&mut StepBatch);
 
-const BREAKS: [(&str, Break); 12] = [
+const BREAKS: [(&str, Break); 13] = [
     ("no tokens", |step| *step = StepBatch::default()),
     ("too many tokens", |step| step.tokens.resize(1_000, TokenId(0))),
     ("a token outside the table", |step| step.tokens[2] = TokenId(50)),
@@ -38,6 +38,9 @@ const BREAKS: [(&str, Break); 12] = [
     }),
     ("an output row past the tokens", |step| step.output_rows.push(999)),
     ("output rows out of order", |step| step.output_rows.swap(0, 1)),
+    ("more sequences generating than there are", |step| {
+        step.generating = 3
+    }),
 ];
 
 fn refused(bench: &Bench<'_>) -> Result<(), ConformanceError> {

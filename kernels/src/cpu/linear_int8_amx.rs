@@ -24,7 +24,7 @@ use super::weights::{LANES, Matrix};
 type S = Avx512<false>;
 
 /// Fewer rows than this go to the vector kernel. A tile costs what 16 rows do, however many there are; by a count of
-/// instructions the vector kernel takes as long for about 8 rows; on a Sapphire Rapids 16 rows are 5 % faster in tiles.
+/// instructions the vector kernel takes as long for about 8 rows; 16 are little faster in tiles on a Sapphire Rapids.
 const ROWS_MIN: usize = 12;
 /// Bytes of a block of 16 outputs, unpacked.
 const BLOCK_BYTES: usize = BLOCK * LANES;
