@@ -186,27 +186,29 @@ macro_rules! ahead {
     };
 }
 
+/// Code that adds a tile of rounded activations times both panels to two results.
+macro_rules! add_rounded {
+    ($x:literal, $tile:literal, [$first:literal, $second:literal]) => {
+        concat!(
+            concat!("tileloadd tmm", $tile, ", [{", $x, "} + {line}]\n"),
+            ahead!($x, 0),
+            concat!("tdpbf16ps tmm", $first, ", tmm", $tile, ", tmm6\n"),
+            ahead!($x, 1),
+            concat!("tdpbf16ps tmm", $second, ", tmm", $tile, ", tmm7\n"),
+            concat!("add {", $x, "}, 1024\n"),
+        )
+    };
+}
+
 /// Code of one step of activations rounded to bf16.
 macro_rules! step_rounded {
     (1) => {
-        concat!(
-            "tileloadd tmm4, [{x0} + {line}]\n",
-            ahead!("x0", 0),
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            ahead!("x0", 1),
-            "tdpbf16ps tmm1, tmm4, tmm7\n",
-            "add {x0}, 1024\n",
-            "add {x1}, 1024\n",
-        )
+        concat!(add_rounded!("x0", "4", ["0", "1"]), "/* {x1} */\n")
     };
     (2) => {
         concat!(
-            "tileloadd tmm5, [{x1} + {line}]\n",
-            ahead!("x1", 0),
-            "tdpbf16ps tmm2, tmm5, tmm6\n",
-            ahead!("x1", 1),
-            "tdpbf16ps tmm3, tmm5, tmm7\n",
-            step_rounded!(1),
+            add_rounded!("x0", "4", ["0", "1"]),
+            add_rounded!("x1", "5", ["2", "3"])
         )
     };
 }
