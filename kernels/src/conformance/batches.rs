@@ -39,7 +39,7 @@ const BREAKS: [(&str, Break); 13] = [
     ("an output row past the tokens", |step| step.output_rows.push(999)),
     ("output rows out of order", |step| step.output_rows.swap(0, 1)),
     ("more sequences generating than there are", |step| {
-        step.generating = 3
+        step.generating = 3;
     }),
 ];
 
