@@ -66,34 +66,11 @@ impl Configured {
     /// # Safety
     /// This process can execute AMX instructions, and nobody else configures this thread's tiles while this lives.
     pub(crate) unsafe fn new(columns: usize) -> Self {
-        // SAFETY: by contract.
-        unsafe {
-            Self::of(|tile| match tile / 2 {
-                2 => (TILE_ROWS, columns),
-                3 => (columns / 4, LINE),
-                _ => (TILE_ROWS, LINE),
-            })
-        }
-    }
-
-    /// Tiles 0 to 3 for results; 4 and 6 for products of 32 columns, 5 and 7 for those of 16: first 16 rows, then as many
-    /// columns of 16 outputs.
-    ///
-    /// # Safety
-    /// See [`Self::new`].
-    pub(crate) unsafe fn for_attention() -> Self {
-        // SAFETY: by contract.
-        unsafe {
-            Self::of(|tile| match tile {
-                5 => (TILE_ROWS, LINE / 2),
-                7 => (TILE_ROWS / 2, LINE),
-                _ => (TILE_ROWS, LINE),
-            })
-        }
-    }
-
-    /// `shape`: rows and bytes of a row by tile.
-    unsafe fn of(shape: impl Fn(usize) -> (usize, usize)) -> Self {
+        let shape = |tile: usize| match tile / 2 {
+            2 => (TILE_ROWS, columns),
+            3 => (columns / 4, LINE),
+            _ => (TILE_ROWS, LINE),
+        };
         let mut config = Config {
             palette: 1,
             start_row: 0,
@@ -248,59 +225,6 @@ macro_rules! step_bf16 {
     };
 }
 
-macro_rules! product_bf16 {
-    ($step:expr, $operands:expr, $to:expr) => {{
-        let operands = $operands;
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
-            "tileloadd tmm6, [{w0} + {line}]",
-            "tileloadd tmm7, [{w1} + {line}]",
-            $step,
-            "add {w0}, 1024",
-            "add {w1}, 1024",
-            "dec {steps}",
-            "jnz 2b",
-            "tilestored [{to} + {line}], tmm0",
-            "tilestored [{to} + {line} + 1024], tmm1",
-            "tilestored [{to} + {line} + 2048], tmm2",
-            "tilestored [{to} + {line} + 3072], tmm3",
-            w0 = inout(reg) operands.w[0] => _,
-            w1 = inout(reg) operands.w[1] => _,
-            x0 = inout(reg) operands.x[0] => _,
-            x1 = inout(reg) operands.x[1] => _,
-            steps = inout(reg) operands.steps => _,
-            to = in(reg) $to,
-            line = in(reg) LINE,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack)
-        )
-    }};
-}
-
-/// The sums over all steps of `x w`, in f32, to `to`: rows of the first `x` with both panels, then of the second if
-/// `row_tiles` is 2 (else zeros). `split`: whether `x` has lower halves.
-///
-/// # Safety
-/// Tiles are configured for 64 bytes of columns; there is at least one step, and the operands have as many; `to` has room
-/// for four times [`TILE_RESULTS`].
-#[inline(always)]
-pub(crate) unsafe fn product_bf16(row_tiles: usize, split: bool, operands: Bf16Operands, to: *mut f32) {
-    // SAFETY: by contract.
-    unsafe {
-        match (row_tiles, split) {
-            (1, false) => product_bf16!(step_rounded!(1), operands, to),
-            (_, false) => product_bf16!(step_rounded!(2), operands, to),
-            (1, true) => product_bf16!(step_split!(1), operands, to),
-            (_, true) => product_bf16!(step_split!(2), operands, to),
-        }
-    }
-}
-
 /// Rows in memory, so many bytes apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Strided {
@@ -311,6 +235,98 @@ pub(crate) struct Strided {
 impl Strided {
     pub(crate) fn new(base: *mut u8, stride: usize) -> Self {
         Self { base, stride }
+    }
+
+    /// Where row `row` is.
+    #[inline(always)]
+    pub(crate) fn row(self, row: usize) -> *mut u8 {
+        self.base.wrapping_add(row * self.stride)
+    }
+}
+
+/// Code for the results of one or two tiles of rows, which lie next to each other by twos.
+macro_rules! results {
+    (zero, 1) => {
+        "tilezero tmm0\ntilezero tmm1\n"
+    };
+    (zero, 2) => {
+        concat!(results!(zero, 1), "tilezero tmm2\ntilezero tmm3\n")
+    };
+    (load, 1) => {
+        "tileloadd tmm0, [{to0} + {stride}]\ntileloadd tmm1, [{to0} + {stride} + 64]\n/* {to1} */\n"
+    };
+    (load, 2) => {
+        concat!(
+            results!(load, 1),
+            "tileloadd tmm2, [{to1} + {stride}]\ntileloadd tmm3, [{to1} + {stride} + 64]\n"
+        )
+    };
+    (store, 1) => {
+        "tilestored [{to0} + {stride}], tmm0\ntilestored [{to0} + {stride} + 64], tmm1\n/* {to1} */\n"
+    };
+    (store, 2) => {
+        concat!(
+            results!(store, 1),
+            "tilestored [{to1} + {stride}], tmm2\ntilestored [{to1} + {stride} + 64], tmm3\n"
+        )
+    };
+}
+
+macro_rules! product_bf16 {
+    ($start:tt, $row_tiles:tt, $step:expr, $operands:expr, $to:expr) => {{
+        let (operands, to) = ($operands, $to);
+        asm!(
+            results!($start, $row_tiles),
+            "2:",
+            "tileloadd tmm6, [{w0} + {line}]",
+            "tileloadd tmm7, [{w1} + {line}]",
+            $step,
+            "add {w0}, 1024",
+            "add {w1}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            results!(store, $row_tiles),
+            w0 = inout(reg) operands.w[0] => _,
+            w1 = inout(reg) operands.w[1] => _,
+            x0 = inout(reg) operands.x[0] => _,
+            x1 = inout(reg) operands.x[1] => _,
+            steps = inout(reg) operands.steps => _,
+            to0 = in(reg) to.base,
+            to1 = in(reg) to.base.wrapping_add(TILE_ROWS * to.stride),
+            stride = in(reg) to.stride,
+            line = in(reg) LINE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        )
+    }};
+}
+
+/// The sums over all steps of `x w` in f32 to 16 or, if `row_tiles` is 2, 32 rows of 32 outputs: 16 of the first panel, then 16
+/// of the second. `add`: whether the sums begin with what is there. `split`: whether `x` has lower halves.
+///
+/// # Safety
+/// Tiles are configured for 64 bytes of columns; there is at least one step, and the operands have as many; `to` has the rows.
+#[inline(always)]
+pub(crate) unsafe fn product_bf16(
+    row_tiles: usize,
+    split: bool,
+    add: bool,
+    operands: Bf16Operands,
+    to: Strided,
+) {
+    // SAFETY: by contract.
+    unsafe {
+        match (row_tiles, split, add) {
+            (1, false, false) => product_bf16!(zero, 1, step_rounded!(1), operands, to),
+            (_, false, false) => product_bf16!(zero, 2, step_rounded!(2), operands, to),
+            (1, true, false) => product_bf16!(zero, 1, step_split!(1), operands, to),
+            (_, true, false) => product_bf16!(zero, 2, step_split!(2), operands, to),
+            (1, false, true) => product_bf16!(load, 1, step_rounded!(1), operands, to),
+            (_, false, true) => product_bf16!(load, 2, step_rounded!(2), operands, to),
+            (1, true, true) => product_bf16!(load, 1, step_split!(1), operands, to),
+            (_, true, true) => product_bf16!(load, 2, step_split!(2), operands, to),
+        }
     }
 }
 
@@ -345,7 +361,7 @@ macro_rules! scores {
 /// times 32 elements. Each line of `keys` has two elements of each key. `slot`: as for [`product_int8`].
 ///
 /// # Safety
-/// Tiles are configured for attention; there is at least one step; what is named can be read and written.
+/// Tiles are configured for 64 bytes of columns; there is at least one step; what is named can be read and written.
 #[inline(always)]
 pub(crate) unsafe fn scores(slot: usize, q: Strided, keys: *const u8, steps: usize, to: Strided) {
     // SAFETY: by contract.
@@ -359,45 +375,85 @@ pub(crate) unsafe fn scores(slot: usize, q: Strided, keys: *const u8, steps: usi
     }
 }
 
-/// Adds `weights[row][place] values[place][element]` to `to[row][element]` in f32, for 16 rows, 32 elements and, for each of
-/// `values`, 16 places: 16 bf16 of a row of `weights`, and eight lines, `stride` bytes apart, of two places of 16 elements, at
-/// 64 bytes the same of the next 16.
-///
-/// # Safety
-/// See [`scores`]; `values` is not empty.
-#[inline(always)]
-pub(crate) unsafe fn add_weighted(weights: Strided, values: &[*const u8], stride: usize, to: Strided) {
-    debug_assert!(!values.is_empty());
-    // SAFETY: by contract.
-    unsafe {
+/// Code that loads, adds to or stores two or four tiles of results next to each other.
+macro_rules! weighted {
+    (load, 2) => {
+        "tileloadd tmm0, [{to} + {to_stride}]\ntileloadd tmm1, [{to} + {to_stride} + 64]\n"
+    };
+    (load, 4) => {
+        concat!(
+            weighted!(load, 2),
+            "tileloadd tmm2, [{to} + {to_stride} + 128]\ntileloadd tmm3, [{to} + {to_stride} + 192]\n"
+        )
+    };
+    (add, 2) => {
+        concat!(
+            "tileloadd tmm5, [{values} + {line}]\ntdpbf16ps tmm0, tmm4, tmm5\n",
+            "tileloadd tmm6, [{values} + {line} + 2048]\ntdpbf16ps tmm1, tmm4, tmm6\n"
+        )
+    };
+    (add, 4) => {
+        concat!(
+            weighted!(add, 2),
+            "tileloadd tmm7, [{values} + {line} + 4096]\ntdpbf16ps tmm2, tmm4, tmm7\n",
+            "tileloadd tmm5, [{values} + {line} + 6144]\ntdpbf16ps tmm3, tmm4, tmm5\n"
+        )
+    };
+    (store, 2) => {
+        "tilestored [{to} + {to_stride}], tmm0\ntilestored [{to} + {to_stride} + 64], tmm1\n"
+    };
+    (store, 4) => {
+        concat!(
+            weighted!(store, 2),
+            "tilestored [{to} + {to_stride} + 128], tmm2\ntilestored [{to} + {to_stride} + 192], tmm3\n"
+        )
+    };
+    ($vectors:tt, $weights:expr, $values:expr, $steps:expr, $to:expr) => {
         asm!(
-            "tileloadd tmm0, [{to} + {to_stride}]",
-            "tileloadd tmm1, [{to} + {to_stride} + 64]",
+            weighted!(load, $vectors),
             "2:",
-            "mov {value}, [{values}]",
-            "tileloadd tmm5, [{weights} + {weights_stride}]",
-            "tileloadd tmm7, [{value} + {stride}]",
-            "tdpbf16ps tmm0, tmm5, tmm7",
-            "tileloadd tmm7, [{value} + {stride} + 64]",
-            "tdpbf16ps tmm1, tmm5, tmm7",
-            "add {values}, 8",
-            "add {weights}, 32",
-            "dec {left}",
+            "tileloadd tmm4, [{weights} + {weights_stride}]",
+            weighted!(add, $vectors),
+            "add {values}, 1024",
+            "add {weights}, 64",
+            "dec {steps}",
             "jnz 2b",
-            "tilestored [{to} + {to_stride}], tmm0",
-            "tilestored [{to} + {to_stride} + 64], tmm1",
-            to = in(reg) to.base,
-            to_stride = in(reg) to.stride,
-            value = out(reg) _,
-            values = inout(reg) values.as_ptr() => _,
-            weights = inout(reg) weights.base => _,
-            weights_stride = in(reg) weights.stride,
-            stride = in(reg) stride,
-            left = inout(reg) values.len() => _,
+            weighted!(store, $vectors),
+            to = in(reg) $to.base,
+            to_stride = in(reg) $to.stride,
+            weights = inout(reg) $weights.base => _,
+            weights_stride = in(reg) $weights.stride,
+            values = inout(reg) $values => _,
+            steps = inout(reg) $steps => _,
+            line = in(reg) LINE,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack)
-        );
+        )
+    };
+}
+
+/// Adds `weights[row][place] values[place][element]` to `to[row][element]` in f32, for 16 rows, `steps` times 32 places and 64
+/// elements, or 32 unless `wide`. `values` is `[elements / 16, 2, 16, 16, 2]`: for each 16 elements room for two steps of
+/// 16 pairs of places.
+///
+/// # Safety
+/// See [`scores`].
+#[inline(always)]
+pub(crate) unsafe fn add_weighted(
+    wide: bool,
+    weights: Strided,
+    values: *const u8,
+    steps: usize,
+    to: Strided,
+) {
+    // SAFETY: by contract.
+    unsafe {
+        if wide {
+            weighted!(4, weights, values, steps, to);
+        } else {
+            weighted!(2, weights, values, steps, to);
+        }
     }
 }
 

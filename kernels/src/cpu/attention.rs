@@ -30,8 +30,8 @@ use crate::program::AttentionLayer;
 const ROWS: usize = 96;
 /// Rows whose sums are in registers together.
 const BLOCK_ROWS: usize = 6;
-/// Rows whose scores are kept: those of a block, or of a tile of AMX.
-const SCORE_ROWS: usize = 16;
+/// Rows are taken in multiples of these, a tile of AMX.
+const TILE_ROWS: usize = 16;
 /// Groups of 16 keys in a tile.
 pub(super) const GROUPS: usize = 4;
 pub(super) const TILE: usize = GROUPS * LANES;
@@ -60,9 +60,9 @@ impl AttentionScratch {
             .max()
             .unwrap_or(0);
         let width = layers.iter().map(|l| l.head_width as usize).max().unwrap_or(0);
-        let rows = ROWS.max(group).next_multiple_of(SCORE_ROWS);
+        let rows = ROWS.max(group).next_multiple_of(TILE_ROWS);
         let width = width.next_multiple_of(LANES);
-        let floats = rows * (2 * width + LANES + 1) + 2 * SCORE_ROWS * TILE;
+        let floats = rows * (2 * width + LANES + 2 * TILE + 1) + TILE * width / 2;
         Ok(Self {
             memory: Memory::zeroed("attention scratch", floats * 4)?,
             rows,
@@ -75,7 +75,7 @@ impl AttentionScratch {
         self.memory.size_bytes()
     }
 
-    /// Element `at` of part `part`: queries, results, sums, scores, weights, maxima.
+    /// Element `at` of part `part`, from its start on.
     #[inline(always)]
     pub(super) fn part(&self, part: Part, at: usize) -> *mut f32 {
         let rows = self.rows * self.width;
@@ -84,8 +84,9 @@ impl AttentionScratch {
             Part::Results => rows,
             Part::Sums => 2 * rows,
             Part::Scores => 2 * rows + self.rows * LANES,
-            Part::Weights => 2 * rows + self.rows * LANES + SCORE_ROWS * TILE,
-            Part::Maxima => 2 * rows + self.rows * LANES + 2 * SCORE_ROWS * TILE,
+            Part::Weights => 2 * rows + self.rows * (LANES + TILE),
+            Part::Maxima => 2 * rows + self.rows * (LANES + 2 * TILE),
+            Part::Values => 2 * rows + self.rows * (LANES + 2 * TILE + 1),
         };
         debug_assert!((start + at) * 4 < self.memory.size_bytes());
         // SAFETY: the parts were sized in `new` for `rows` rows, which `attend` checks.
@@ -101,12 +102,14 @@ pub(super) enum Part {
     Results,
     /// `[rows, 16]`
     Sums,
-    /// `[16, 64]`
+    /// `[rows, 64]`
     Scores,
-    /// `[16, 64]`, or as many bf16.
+    /// `[rows, 64]`, or as many bf16.
     Weights,
     /// `[rows]`
     Maxima,
+    /// `[64, width]`, as tiles of bf16.
+    Values,
 }
 
 /// One unit of work: some tokens of one sequence, some query heads of one key head.

@@ -6,11 +6,13 @@
     reason = "kernel bodies are covered by the contract of Attend"
 )]
 
+use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::amx::{Configured, Strided, TILE_ROWS, add_weighted, scores};
 use super::attention::{Attend, GROUPS, Part, TILE, Tile};
 use super::kv_element::{KvElement, PAIR};
+use super::memory::LINE_BYTES;
 use super::simd::Simd as _;
 use super::simd_avx512::Avx512;
 use super::weights::LANES;
@@ -18,7 +20,7 @@ use super::weights::LANES;
 /// With queries and weights in bf16.
 type S = Avx512<true>;
 
-/// Elements of a head that a product of scores takes.
+/// Elements of a head, or places of a tile, that a product takes.
 const STEP: usize = 32;
 
 /// Whether layers with heads of this width can be computed so.
@@ -35,54 +37,115 @@ pub(crate) const fn fits(width: usize) -> bool {
 pub(crate) unsafe fn attend_amx<T: KvElement>(unit: &Attend<'_, T>) {
     let rows = unit.tokens * unit.heads;
     unit.begin::<S>();
-    let _tiles = Configured::for_attention();
+    let _tiles = Configured::new(LINE_BYTES);
     let seen = unit.groups(0..unit.tokens);
     for first_group in (seen.start / GROUPS * GROUPS..seen.end).step_by(GROUPS) {
-        let tile = unit.tile(
-            seen.start.max(first_group)..seen.end.min(first_group + GROUPS),
-            first_group,
+        let groups = seen.start.max(first_group)..seen.end.min(first_group + GROUPS);
+        let tile = unit.tile(groups.clone(), first_group);
+        unit.gather(
+            &tile,
+            steps(&(groups.start - first_group..groups.end - first_group)),
         );
-        for row in (0..rows).step_by(TILE_ROWS) {
-            unit.rows(&tile, first_group, row..rows.min(row + TILE_ROWS));
+        // Each kind of work for all rows before the next: what one stores is long in the cache when the next loads it.
+        let sixteens = (0..rows)
+            .step_by(TILE_ROWS)
+            .map(|row| row..rows.min(row + TILE_ROWS));
+        for rows in sixteens.clone() {
+            unit.scores(&tile, first_group, rows);
+        }
+        for rows in sixteens.clone() {
+            unit.weights_of(&tile, first_group, rows);
+        }
+        for rows in sixteens {
+            unit.add_values(first_group, rows);
         }
     }
     unit.finish::<S>();
 }
 
+/// Steps of 32 places that some groups lie in.
+fn steps(groups: &Range<usize>) -> Range<usize> {
+    groups.start / 2..groups.end.div_ceil(2)
+}
+
 impl<T: KvElement> Attend<'_, T> {
-    /// Up to 16 rows through the part of a tile that one of them sees.
+    /// Puts the values of some steps together as products want them: see [`add_weighted`]. Groups that are not there are zeros.
     #[inline(always)]
-    unsafe fn rows(&self, tile: &Tile<T>, first_group: usize, rows: Range<usize>) {
+    unsafe fn gather(&self, tile: &Tile<T>, steps: Range<usize>) {
+        let to = self.scratch.part(Part::Values, 0).cast::<u8>();
+        for group in 2 * steps.start..2 * steps.end {
+            let from = tile.values[group];
+            for vector in 0..self.layer.width_padded / LANES {
+                let to = to.add(((vector * 2 + group / 2) * 2 + group % 2) * LANES / 2 * LINE_BYTES);
+                for pair in 0..LANES / 2 {
+                    let line = if from.is_null() {
+                        _mm512_setzero_si512()
+                    } else {
+                        let line = from.add(pair * self.layer.value_stride() + vector * PAIR);
+                        _mm512_loadu_si512(line.cast())
+                    };
+                    _mm512_store_si512(to.add(pair * LINE_BYTES).cast(), line);
+                }
+            }
+        }
+    }
+
+    /// Groups of a tile that some of the rows see.
+    #[inline(always)]
+    fn seen(&self, first_group: usize, rows: &Range<usize>) -> Range<usize> {
         let seen = self.groups(rows.start / self.heads..(rows.end - 1) / self.heads + 1);
         let start = seen.start.max(first_group) - first_group;
-        let end = seen.end.min(first_group + GROUPS).saturating_sub(first_group);
-        if start >= end {
-            return;
-        }
+        start..seen.end.min(first_group + GROUPS).saturating_sub(first_group)
+    }
+
+    /// The scores of up to 16 rows.
+    #[inline(always)]
+    unsafe fn scores(&self, tile: &Tile<T>, first_group: usize, rows: Range<usize>) {
         let width = self.layer.width_padded;
         let q = Strided::new(self.query(rows.start), width * size_of::<f32>());
-        for group in start..end {
-            let to = self.scratch.part(Part::Scores, group * LANES);
+        for group in self.seen(first_group, &rows) {
+            let to = self.scratch.part(Part::Scores, rows.start * TILE + group * LANES);
             let to = Strided::new(to.cast(), TILE * size_of::<f32>());
             scores(group % 4, q, tile.keys[group].cast(), width / STEP, to);
         }
-        if start == 0 && end == GROUPS && self.see_all(tile, rows.clone()) {
-            self.weights::<true>(tile, 0..GROUPS, rows.clone());
-        } else {
-            self.weights::<false>(tile, start..end, rows.clone());
+    }
+
+    /// The weights of up to 16 rows.
+    #[inline(always)]
+    unsafe fn weights_of(&self, tile: &Tile<T>, first_group: usize, rows: Range<usize>) {
+        let seen = self.seen(first_group, &rows);
+        if seen == (0..GROUPS) && self.see_all(tile, rows.clone()) {
+            self.weights::<true>(tile, 0..GROUPS, rows);
+        } else if !seen.is_empty() {
+            self.weights::<false>(tile, seen, rows);
         }
-        let weights = self.scratch.part(Part::Weights, 0).cast::<u16>();
-        let weights = Strided::new(weights.add(start * LANES).cast(), TILE * size_of::<u16>());
-        for vector in (0..width / LANES).step_by(2) {
-            let values: [_; GROUPS] = tile
-                .values
-                .map(|values| values.wrapping_add(vector * PAIR).cast());
+    }
+
+    /// Adds the weighted values of up to 16 rows to their results.
+    #[inline(always)]
+    unsafe fn add_values(&self, first_group: usize, rows: Range<usize>) {
+        let seen = self.seen(first_group, &rows);
+        if seen.is_empty() {
+            return;
+        }
+        let (width, steps) = (self.layer.width_padded, steps(&seen));
+        let weights = self
+            .scratch
+            .part(Part::Weights, 0)
+            .cast::<u16>()
+            .add(rows.start * TILE + steps.start * STEP);
+        let weights = Strided::new(weights.cast(), TILE * size_of::<u16>());
+        let mut vector = 0;
+        while vector < width / LANES {
+            let wide = width / LANES - vector >= 4;
+            let values = self.scratch.part(Part::Values, 0).cast::<u8>();
+            let values = values.add((vector * 2 + steps.start) * LANES * LINE_BYTES);
             let result = self
                 .scratch
                 .part(Part::Results, rows.start * width + vector * LANES);
             let result = Strided::new(result.cast(), width * size_of::<f32>());
-            let stride = self.layer.value_stride() * size_of::<u16>();
-            add_weighted(weights, &values[start..end], stride, result);
+            add_weighted(wide, weights, values, steps.len(), result);
+            vector += if wide { 4 } else { 2 };
         }
     }
 
@@ -93,7 +156,14 @@ impl<T: KvElement> Attend<'_, T> {
         for row in rows.clone() {
             let maximum = self.scratch.part(Part::Maxima, row);
             let before = *maximum;
-            let factor = self.softmax::<S, ALL>(tile, groups.start, groups.end, row - rows.start, row);
+            let factor = self.softmax::<S, ALL>(tile, groups.start, groups.end, row, row);
+            if !ALL {
+                let steps = steps(&groups);
+                for group in (2 * steps.start..2 * steps.end).filter(|group| !groups.contains(group)) {
+                    let weights = self.scratch.part(Part::Weights, 0).cast::<u16>();
+                    S::store_bf16(weights.add(row * TILE + group * LANES), S::splat(0.0));
+                }
+            }
             if *maximum > before {
                 for d in (0..width).step_by(LANES) {
                     let at = self.scratch.part(Part::Results, row * width + d);

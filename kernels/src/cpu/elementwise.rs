@@ -186,6 +186,22 @@ unsafe fn activate<E: Ending>(
     }
 }
 
+/// `function` of 16 numbers.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn activated<S: Simd>(function: Activation, x: S::F) -> S::F {
+    match function {
+        Activation::Silu => SiluOp.apply::<S>(x, x),
+        Activation::Sigmoid => SigmoidOp.apply::<S>(x, x),
+        Activation::Relu => ReluOp.apply::<S>(x, x),
+        Activation::GeluTanh => GeluTanhOp.apply::<S>(x, x),
+        Activation::Tanh => ScalarOp(f32::tanh).apply::<S>(x, x),
+        Activation::Gelu => ScalarOp(gelu).apply::<S>(x, x),
+    }
+}
+
 struct Map<O: LaneOp> {
     op: O,
     a: *const f32,

@@ -81,7 +81,7 @@ impl Job for StepJob {
         for planned in &self.loaded.planned {
             match *planned {
                 Planned::One(at) => self.row_wise(worker, at, &instrs[at])?,
-                Planned::Linear { at, prologue } => {
+                Planned::Linear { at, prologue, gate } => {
                     let prologue = prologue.map(|at| &instrs[at]);
                     if let Instr::Linear {
                         x,
@@ -97,6 +97,7 @@ impl Job for StepJob {
                             bias,
                             accumulate,
                             out,
+                            gate,
                         };
                         self.linear(worker, at, op, prologue)?;
                     }

@@ -8,14 +8,14 @@ use galerne_core::graph::Rows;
 
 use super::elementwise::{Elementwise, elementwise};
 use super::exec::StepJob;
+use super::fuse::Gate;
 use super::isa::Isa;
-use super::linear::BLOCK;
-use super::linear::{LinearIn, LinearOut, is_tiled, linear};
+use super::linear::{BLOCK, Gated, LinearIn, LinearOut, is_tiled, linear, linear_gated};
 use super::memory::Rect;
 use super::mixture::Part;
 use super::pool::{Poisoned, Worker};
 use super::quantize_rows::{EIGHT, QuantRows, QuantTile, TILE_ROWS, quantize_row};
-use super::split_rows::{SplitRows, split_row};
+use super::split_rows::{SplitBuffer, SplitRows, split_row};
 use crate::device::Precision;
 use crate::program::{Instr, View, WeightId};
 
@@ -27,6 +27,7 @@ pub(super) struct LinearOp {
     pub(super) bias: Option<WeightId>,
     pub(super) accumulate: bool,
     pub(super) out: View,
+    pub(super) gate: Gate,
 }
 
 /// The forms in which a map's weights want its input, beside f32.
@@ -82,27 +83,70 @@ impl StepJob {
         let forms = self.forms(op.x, parts);
         let mut input = None;
         if x.rows > self.loaded.own_rows {
-            input = Some(self.prepare_together(worker, at, x, forms, prologue)?);
+            input = Some(self.prepare_together(worker, at, x, forms, prologue, op.gate)?);
         }
         let panels: usize = parts.iter().map(|part| part.matrix.panels()).sum();
-        // Tiles take two panels at once.
+        // Tiles take two panels at once: neighbours, or one of the gate and one of the up.
         let together = if forms.rounded { 2 } else { 1 };
+        let gated = matches!(op.gate, Gate::Made(_)) && forms.rounded;
         let pieces = panels.div_ceil(together);
         let chunk = chunk_rows(self.loaded.isa, x.width, forms);
         let chunks = x.rows.div_ceil(chunk);
         worker.run(self.ticket(at, 0), chunks * pieces, |mut units| {
             // Only with a piece in hand: nobody else can then go on and overwrite what is read.
-            let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, forms, prologue));
+            let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, forms, prologue, op.gate));
             while !units.is_empty() {
                 let index = units.start / pieces;
                 let end = units.end.min((index + 1) * pieces);
                 let rows = index * chunk..((index + 1) * chunk).min(x.rows);
+                if gated {
+                    self.gated(
+                        op,
+                        input,
+                        units.start - index * pieces..end - index * pieces,
+                        rows,
+                    );
+                    units.start = end;
+                    continue;
+                }
                 let first = (units.start - index * pieces) * together;
                 let last = ((end - index * pieces) * together).min(panels);
                 self.panels(op, input, first..last, rows);
                 units.start = end;
             }
         })
+    }
+
+    /// As [`Self::panels`], of the gate's panels in `range` and of the same of the up. Prompts' rows are activated.
+    fn gated(&self, op: LinearOp, input: LinearIn, range: Range<usize>, rows: Range<usize>) {
+        let parts = &self.loaded.matrices[op.weight.index()];
+        let generated = rows.start..rows.end.min(input.prompts);
+        if !generated.is_empty() {
+            for part in parts {
+                self.part(op, part, input, range.clone(), generated.clone());
+            }
+        }
+        let prompts = rows.start.max(input.prompts)..rows.end;
+        if prompts.is_empty() {
+            return;
+        }
+        if let ([gate, up], Gate::Made(at)) = (&parts[..], op.gate)
+            && let Instr::ActivateMul { function, out, .. } = self.loaded.program.instrs[at]
+        {
+            let gated = Gated {
+                gate: &gate.matrix,
+                up: &up.matrix,
+                function,
+                bias: self.bias(op),
+                out: self.loaded.activated.rows(out.width as usize),
+            };
+            // SAFETY: see `part`; the activated rows of these panels are this worker's.
+            unsafe { linear_gated(&gated, range, prompts, input) };
+        }
+    }
+
+    fn bias(&self, op: LinearOp) -> Option<*const f32> {
+        op.bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr())
     }
 
     fn forms(&self, x: View, parts: &[Part]) -> Forms {
@@ -132,16 +176,20 @@ impl StepJob {
         x: Rect,
         forms: Forms,
         prologue: Option<&Instr>,
+        gate: Gate,
     ) -> Result<LinearIn, Poisoned> {
         let to = Prepared {
             quant: forms.quantized.then(|| self.loaded.quant.rows(x.width)),
             split: forms.split.then(|| self.loaded.split.rows(x.width)),
-            rounded: forms.rounded.then(|| self.loaded.rounded.rows(x.width)),
+            rounded: forms
+                .rounded
+                .then(|| self.rounded(&self.loaded.rounded, x.width, gate)),
             prompts: forms.prompts,
         };
-        if prologue.is_some() || forms.any() {
-            worker.run(self.ticket(at, 1), x.rows.div_ceil(EIGHT), |pieces| {
-                for row in pieces.start * EIGHT..(pieces.end * EIGHT).min(x.rows) {
+        let rows = if gate == Gate::Read { forms.prompts } else { x.rows };
+        if rows > 0 && (prologue.is_some() || forms.any()) {
+            worker.run(self.ticket(at, 1), rows.div_ceil(EIGHT), |pieces| {
+                for row in pieces.start * EIGHT..(pieces.end * EIGHT).min(rows) {
                     // SAFETY: each row is handed to one worker.
                     unsafe { self.prepare(row, x, to, prologue) };
                 }
@@ -151,22 +199,40 @@ impl StepJob {
     }
 
     /// All rows, in this worker's own room.
-    fn prepare_own(&self, worker: &Worker<'_>, x: Rect, forms: Forms, prologue: Option<&Instr>) -> LinearIn {
+    fn prepare_own(
+        &self,
+        worker: &Worker<'_>,
+        x: Rect,
+        forms: Forms,
+        prologue: Option<&Instr>,
+        gate: Gate,
+    ) -> LinearIn {
         let room = &self.loaded.workers[worker.index];
         let to = Prepared {
             quant: forms.quantized.then(|| room.quant.rows(x.width)),
             split: forms.split.then(|| room.split.rows(x.width)),
-            rounded: forms.rounded.then(|| room.rounded.rows(x.width)),
+            rounded: forms.rounded.then(|| self.rounded(&room.rounded, x.width, gate)),
             prompts: forms.prompts,
         };
         let float = if prologue.is_some() { room.own_rows(x) } else { x };
         if prologue.is_some() || forms.any() {
-            for row in 0..x.rows {
+            let rows = if gate == Gate::Read { forms.prompts } else { x.rows };
+            for row in 0..rows {
                 // SAFETY: this worker's own room; what is read stays as it is while the worker holds a piece.
                 unsafe { self.prepare(row, float, to, prologue) };
             }
         }
         self.input(worker, float, to)
+    }
+
+    /// Where prompts' rows are in bf16: in `own`, unless the map before made them.
+    fn rounded(&self, own: &SplitBuffer, width: usize, gate: Gate) -> SplitRows {
+        let buffer = if gate == Gate::Read {
+            &self.loaded.activated
+        } else {
+            own
+        };
+        buffer.rows(width)
     }
 
     fn input(&self, worker: &Worker<'_>, float: Rect, prepared: Prepared) -> LinearIn {
@@ -214,24 +280,28 @@ impl StepJob {
 
     /// The outputs of some panels, counted through all parts of the weight, for some rows.
     fn panels(&self, op: LinearOp, input: LinearIn, range: Range<usize>, rows: Range<usize>) {
-        let bias = op.bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr());
         let mut first = 0;
         for part in &self.loaded.matrices[op.weight.index()] {
             let count = part.matrix.panels();
             let mine = range.start.max(first)..range.end.min(first + count);
             if !mine.is_empty() {
-                let out = LinearOut {
-                    rect: self.rect(op.out),
-                    column: part.column,
-                    // SAFETY: a bias has one element per output column, checked at load.
-                    bias: bias.map(|bias| unsafe { bias.add(part.column) }),
-                    accumulate: op.accumulate,
-                };
                 let panels = mine.start - first..mine.end - first;
-                // SAFETY: each panel is handed to one worker; x is only read; widths were checked at load.
-                unsafe { linear(self.loaded.isa, &part.matrix, panels, rows.clone(), input, out) };
+                self.part(op, part, input, panels, rows.clone());
             }
             first += count;
         }
+    }
+
+    /// The outputs of some panels of one part of the weight.
+    fn part(&self, op: LinearOp, part: &Part, input: LinearIn, panels: Range<usize>, rows: Range<usize>) {
+        let out = LinearOut {
+            rect: self.rect(op.out),
+            column: part.column,
+            // SAFETY: a bias has one element per output column, checked at load.
+            bias: self.bias(op).map(|bias| unsafe { bias.add(part.column) }),
+            accumulate: op.accumulate,
+        };
+        // SAFETY: each panel is handed to one worker; x is only read; widths were checked at load.
+        unsafe { linear(self.loaded.isa, &part.matrix, panels, rows, input, out) };
     }
 }

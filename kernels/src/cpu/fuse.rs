@@ -15,7 +15,20 @@ pub(crate) enum Planned {
         at: usize,
         /// A norm or gated activation.
         prologue: Option<usize>,
+        /// Its part in a gated activation between two maps.
+        gate: Gate,
     },
+}
+
+/// A map's part in a gated activation that rows in tiles pass between two maps without their results in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// None.
+    Apart,
+    /// Its results are gate and up of this instruction, the next map's prologue.
+    Made(usize),
+    /// Its prologue is done for them by the map before.
+    Read,
 }
 
 /// The program's instructions in order, each in exactly one place.
@@ -34,15 +47,70 @@ pub(crate) fn plan(program: &Program) -> Vec<Planned> {
             }
             _ => None,
         };
-        planned.push(Planned::Linear { at, prologue });
+        planned.push(Planned::Linear {
+            at,
+            prologue,
+            gate: Gate::Apart,
+        });
     }
     planned
+}
+
+/// Marks pairs of maps with a gated activation between them, where `fits(first, second)` says that they can be computed so.
+pub(crate) fn join_gates(
+    program: &Program,
+    planned: &mut [Planned],
+    mut fits: impl FnMut(&Instr, &Instr) -> bool,
+) {
+    for second in 1..planned.len() {
+        let (before, after) = planned.split_at_mut(second);
+        let (
+            Planned::Linear {
+                at: first,
+                gate: made,
+                ..
+            },
+            Planned::Linear {
+                at: second,
+                prologue: Some(between),
+                gate: read,
+            },
+        ) = (&mut before[before.len() - 1], &mut after[0])
+        else {
+            continue;
+        };
+        let (first, second) = (&program.instrs[*first], &program.instrs[*second]);
+        if is_gate_of(first, &program.instrs[*between]) && fits(first, second) {
+            (*made, *read) = (Gate::Made(*between), Gate::Read);
+        }
+    }
+}
+
+/// Whether a map makes the gate and, beside it, the up of a gated activation, and nothing else.
+fn is_gate_of(map: &Instr, activation: &Instr) -> bool {
+    let (
+        Instr::Linear {
+            out,
+            accumulate: false,
+            ..
+        },
+        Instr::ActivateMul { gate, up, .. },
+    ) = (map, activation)
+    else {
+        return false;
+    };
+    let half = |start| View {
+        start,
+        width: out.width / 2,
+        ..*out
+    };
+    out.width % 2 == 0 && *gate == half(out.start) && *up == half(out.start + out.width / 2)
 }
 
 /// Each prologue with its map.
 pub(crate) fn prologues(planned: &[Planned]) -> Vec<(usize, usize)> {
     let pair = |planned: &Planned| match *planned {
-        Planned::Linear { at, prologue } => prologue.map(|prologue| (prologue, at)),
+        Planned::Linear { at, prologue, .. } => prologue.map(|prologue| (prologue, at)),
         Planned::One(_) => None,
     };
     planned.iter().filter_map(pair).collect()
@@ -154,7 +222,8 @@ mod tests {
             last,
             Some(Planned::Linear {
                 at: 1,
-                prologue: None
+                prologue: None,
+                gate: Gate::Apart
             }),
             "of {at}"
         );
@@ -167,7 +236,8 @@ mod tests {
             plan,
             [Planned::Linear {
                 at: 1,
-                prologue: Some(0)
+                prologue: Some(0),
+                gate: Gate::Apart
             }]
         );
     }
@@ -192,5 +262,54 @@ mod tests {
             4,
         );
         assert_eq!(plan.len(), 2);
+    }
+
+    #[test]
+    fn a_map_whose_halves_are_gate_and_up_is_joined_with_the_next() {
+        let wide = |start, width| View {
+            buffer: BufferId(0),
+            start,
+            width,
+        };
+        let gated = |up| Instr::ActivateMul {
+            gate: wide(0, 16),
+            up,
+            function: Activation::Silu,
+            out: view(3),
+        };
+        let gates = |instrs: Vec<Instr>, fits: bool| {
+            let spec = BufferSpec {
+                rows: Rows::Tokens,
+                width: 32,
+            };
+            let program = Program {
+                instrs,
+                buffers: vec![spec; 8],
+                weights: vec![],
+                ropes: vec![],
+                layers: vec![],
+                output: view(2),
+                context_tokens_max: 8,
+            };
+            let mut planned = plan(&program);
+            join_gates(&program, &mut planned, |_, _| fits);
+            planned
+                .into_iter()
+                .filter_map(|planned| match planned {
+                    Planned::Linear { gate, .. } => Some(gate),
+                    Planned::One(_) => None,
+                })
+                .collect::<Vec<_>>()
+        };
+        let first = || linear(1, 0, false);
+        let joined = vec![first(), gated(wide(16, 16)), linear(3, 2, false)];
+        assert_eq!(gates(joined.clone(), true), [Gate::Made(1), Gate::Read]);
+        assert_eq!(gates(joined, false), [Gate::Apart; 2]);
+        // The up is not what the map makes.
+        let other = vec![first(), gated(wide(0, 16)), linear(3, 2, false)];
+        assert_eq!(gates(other, true), [Gate::Apart; 2]);
+        // The map adds to what is there, which its sums alone are not.
+        let added = vec![linear(1, 0, true), gated(wide(16, 16)), linear(3, 2, false)];
+        assert_eq!(gates(added, true), [Gate::Apart; 2]);
     }
 }

@@ -10,10 +10,11 @@
 use std::ops::Range;
 
 use galerne_core::dtype::DType;
+use galerne_core::graph::Activation;
 
 use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-use super::linear_bf16_amx::{Rounded, Stored, Tiled, linear_bf16_amx};
+use super::linear_bf16_amx::{Rounded, Stored, Tiled, gated_bf16_amx, linear_bf16_amx};
 use super::linear_grouped::{GroupedExact, Q4K, Q5_0, Q5_1, Q5K, Q6K};
 #[cfg(target_arch = "x86_64")]
 use super::linear_int8_amx::{linear_int8_amx, rows_in_tiles};
@@ -188,6 +189,49 @@ pub(crate) unsafe fn linear(
             }
             _ => run::<Bf16>(isa, matrix, panels, rows, float, out),
         },
+    }
+}
+
+/// Two maps of the same input, of which only `function(gate) * up` is wanted, rounded to bf16 as a map's input.
+pub(crate) struct Gated<'a> {
+    /// As many rows as `up`, a multiple of [`BLOCK`].
+    pub(crate) gate: &'a Matrix,
+    /// Of the same dtype.
+    pub(crate) up: &'a Matrix,
+    pub(crate) function: Activation,
+    /// One for each output of `gate`, then of `up`.
+    pub(crate) bias: Option<*const f32>,
+    pub(crate) out: SplitRows,
+}
+
+/// Computes the gated activation of `panels` of both maps for prompts' rows `rows`.
+///
+/// # Safety
+/// The machine has AMX; `input` is rounded, as for [`linear`]; nobody else touches these outputs of these rows of `gated.out`.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(unused_variables, reason = "tiles are x86's")
+)]
+pub(crate) unsafe fn linear_gated(
+    gated: &Gated<'_>,
+    panels: Range<usize>,
+    rows: Range<usize>,
+    input: LinearIn,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(x), Some(room)) = (input.rounded, input.room) {
+        match gated.gate.dtype {
+            DType::Q4_1 => gated_bf16_amx::<Rounded<Q4_1>>(gated, panels, rows, x, room),
+            DType::Q4_0 => gated_bf16_amx::<Rounded<Q4_0>>(gated, panels, rows, x, room),
+            DType::Q8_0 | DType::Iq4Nl => gated_bf16_amx::<Rounded<Q8_0>>(gated, panels, rows, x, room),
+            DType::Q5_0 => gated_bf16_amx::<Rounded<Q5_0>>(gated, panels, rows, x, room),
+            DType::Q5_1 => gated_bf16_amx::<Rounded<Q5_1>>(gated, panels, rows, x, room),
+            DType::Q4K => gated_bf16_amx::<Rounded<Q4K>>(gated, panels, rows, x, room),
+            DType::Q5K => gated_bf16_amx::<Rounded<Q5K>>(gated, panels, rows, x, room),
+            DType::Q6K => gated_bf16_amx::<Rounded<Q6K>>(gated, panels, rows, x, room),
+            DType::Bf16 => gated_bf16_amx::<Stored>(gated, panels, rows, x, room),
+            DType::F32 | DType::F16 => unreachable!("not tiled"),
+        }
     }
 }
 

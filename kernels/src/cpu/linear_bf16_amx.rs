@@ -13,8 +13,9 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::amx::{Bf16Operands, Configured, TILE_RESULTS, TILE_ROWS, product_bf16};
-use super::linear::{BLOCK, LinearOut, TileRoom, finish};
+use super::amx::{Bf16Operands, Configured, Strided, TILE_ROWS, product_bf16};
+use super::elementwise::activated;
+use super::linear::{BLOCK, Gated, LinearOut, TileRoom};
 use super::linear_integer::Quantized;
 use super::memory::LINE_BYTES;
 use super::simd::Simd as _;
@@ -22,7 +23,7 @@ use super::simd_avx512::Avx512;
 use super::split_rows::{Halves, SplitRows};
 use super::weights::{LANES, Matrix};
 
-type S = Avx512<false>;
+type S = Avx512<true>;
 
 /// Bytes of a block of 16 outputs: 16 lines of two columns.
 const BLOCK_BYTES: usize = BLOCK * LANES * size_of::<u16>();
@@ -62,9 +63,57 @@ impl<F: Quantized> Tiled for Rounded<F> {
 
 /// Two tiles of rows by two panels.
 #[repr(C, align(64))]
-struct Results([[[f32; TILE_RESULTS]; 2]; 2]);
+struct Results([[[f32; LANES]; 2]; ROWS]);
 
-/// Computes the outputs of `panels` for the rows `rows`.
+/// Rows multiplied at once.
+const ROWS: usize = 2 * TILE_ROWS;
+
+/// A product of two panels, of one matrix or of two.
+struct Pair<'a> {
+    rows: Range<usize>,
+    x: SplitRows,
+    /// For each step 16 lines.
+    w: [*const u8; 2],
+    results: &'a mut MaybeUninit<Results>,
+}
+
+impl Pair<'_> {
+    /// Calls `each` with the first row of a product, how many there are from there, and those of them that are asked for. A
+    /// product may have rows before and behind.
+    #[inline(always)]
+    fn products(&self) -> impl Iterator<Item = (usize, usize, Range<usize>)> + use<> {
+        let rows = self.rows.clone();
+        (rows.start / TILE_ROWS * TILE_ROWS..rows.end)
+            .step_by(ROWS)
+            .map(move |row| {
+                let tiles = (rows.end - row).div_ceil(TILE_ROWS).min(2);
+                (row, tiles, rows.start.max(row)..rows.end.min(row + ROWS))
+            })
+    }
+
+    /// The sums of the rows of one or two tiles from `row` on to `to`.
+    #[inline(always)]
+    unsafe fn product(&self, row: usize, row_tiles: usize, add: bool, to: Strided) {
+        let operands = Bf16Operands {
+            steps: self.x.blocks,
+            x: [
+                self.x.tile(row, 0),
+                self.x.tile(row + (row_tiles - 1) * TILE_ROWS, 0),
+            ]
+            .map(<*mut u16>::cast_const),
+            w: self.w,
+        };
+        product_bf16(row_tiles, self.x.halves == Halves::Both, add, operands, to);
+    }
+
+    /// Room for the sums of 32 rows, each of which has 32.
+    #[inline(always)]
+    fn room(&mut self) -> Strided {
+        Strided::new(self.results.as_mut_ptr().cast(), size_of::<[[f32; LANES]; 2]>())
+    }
+}
+
+/// Computes the outputs of `panels` for the rows `rows`. What is added to begins the sums.
 ///
 /// # Safety
 /// As for [`linear`](super::linear::linear), of a matrix in format `W`; this process can execute AMX, AVX-512 F, BW, VL, DQ,
@@ -79,36 +128,107 @@ pub(crate) unsafe fn linear_bf16_amx<W: Tiled>(
     out: LinearOut,
 ) {
     let _tiles = Configured::new(LINE_BYTES);
-    let mut results = MaybeUninit::<Results>::uninit();
-    let first_row = rows.start / TILE_ROWS * TILE_ROWS;
+    let mut results = MaybeUninit::uninit();
     for panel in panels.clone().step_by(2) {
-        let side_by_side = 2.min(panels.end - panel);
+        let outputs = (panel * LANES)..matrix.rows.min((panels.end * LANES).min((panel + 2) * LANES));
         let first = W::panel(matrix, panel, room.0);
-        let second = if side_by_side == 2 {
+        let second = if outputs.len() > LANES {
             W::panel(matrix, panel + 1, room.0.add(BLOCK_BYTES * x.blocks))
         } else {
             first
         };
-        for row in (first_row..rows.end).step_by(2 * TILE_ROWS) {
-            let left = rows.end - row;
-            let row_tiles = left.div_ceil(TILE_ROWS).min(2);
-            let operands = Bf16Operands {
-                steps: x.blocks,
-                x: [x.tile(row, 0), x.tile(row + (row_tiles - 1) * TILE_ROWS, 0)].map(<*mut u16>::cast_const),
-                w: [first, second],
-            };
-            product_bf16(
-                row_tiles,
-                x.halves == Halves::Both,
-                operands,
-                results.as_mut_ptr().cast(),
-            );
-            let sums = &*results.as_ptr();
-            for r in rows.start.saturating_sub(row)..left.min(2 * TILE_ROWS) {
-                for p in 0..side_by_side {
-                    let sum = S::load(sums.0[r / TILE_ROWS][p].as_ptr().add(r % TILE_ROWS * LANES));
-                    finish::<S>(matrix, &out, sum, panel + p, row + r);
+        let mut pair = Pair {
+            rows: rows.clone(),
+            x,
+            w: [first, second],
+            results: &mut results,
+        };
+        for (row, row_tiles, asked) in pair.products() {
+            let to = out
+                .rect
+                .base
+                .add(row * out.rect.stride + out.column + outputs.start);
+            if asked.len() == row_tiles * TILE_ROWS && outputs.len() == 2 * LANES && out.bias.is_none() {
+                let to = Strided::new(to.cast(), out.rect.stride * size_of::<f32>());
+                pair.product(row, row_tiles, out.accumulate, to);
+                continue;
+            }
+            let room = pair.room();
+            if out.accumulate {
+                let _ = pair.results.write(Results([[[0.0; LANES]; 2]; ROWS]));
+                for r in asked.clone() {
+                    let from = out
+                        .rect
+                        .base
+                        .add(r * out.rect.stride + out.column + outputs.start);
+                    std::ptr::copy_nonoverlapping(from, room.row(r - row).cast(), outputs.len());
                 }
+            }
+            pair.product(row, row_tiles, out.accumulate, room);
+            for r in asked {
+                let sums = room.row(r - row).cast::<f32>();
+                for (i, bias) in outputs
+                    .clone()
+                    .enumerate()
+                    .filter_map(|(i, o)| Some((i, out.bias?.add(o))))
+                {
+                    *sums.add(i) += *bias;
+                }
+                let to = out
+                    .rect
+                    .base
+                    .add(r * out.rect.stride + out.column + outputs.start);
+                std::ptr::copy_nonoverlapping(sums, to, outputs.len());
+            }
+        }
+    }
+}
+
+/// Computes the outputs of `panels` of both maps for the rows `rows`, and their gated activation.
+///
+/// # Safety
+/// As for [`linear_bf16_amx`] and [`linear_gated`](super::linear::linear_gated), of matrices in format `W`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+pub(crate) unsafe fn gated_bf16_amx<W: Tiled>(
+    gated: &Gated<'_>,
+    panels: Range<usize>,
+    rows: Range<usize>,
+    x: SplitRows,
+    room: TileRoom,
+) {
+    let _tiles = Configured::new(LINE_BYTES);
+    let mut results = MaybeUninit::uninit();
+    for panel in panels {
+        let gate = W::panel(gated.gate, panel, room.0);
+        let up = W::panel(gated.up, panel, room.0.add(BLOCK_BYTES * x.blocks));
+        let mut pair = Pair {
+            rows: rows.clone(),
+            x,
+            w: [gate, up],
+            results: &mut results,
+        };
+        let first = panel * LANES;
+        let biases = gated.bias.map(|bias| {
+            [
+                S::load(bias.add(first)),
+                S::load(bias.add(gated.gate.rows + first)),
+            ]
+        });
+        for (row, row_tiles, asked) in pair.products() {
+            let room = pair.room();
+            pair.product(row, row_tiles, false, room);
+            for r in asked {
+                let sums = room.row(r - row).cast::<f32>();
+                let mut values = [S::load(sums), S::load(sums.add(LANES))];
+                if let Some(biases) = biases {
+                    values = [S::add(values[0], biases[0]), S::add(values[1], biases[1])];
+                }
+                let value = S::mul(activated::<S>(gated.function, values[0]), values[1]);
+                let to = gated
+                    .out
+                    .tile(r, first / BLOCK)
+                    .add(r % TILE_ROWS * BLOCK + first % BLOCK);
+                S::store_bf16(to, value);
             }
         }
     }

@@ -7,10 +7,10 @@ use galerne_core::dtype::DType;
 use galerne_core::weights::WeightSource;
 
 use super::attention::AttentionScratch;
-use super::fuse::{Planned, plan, prologues};
+use super::fuse::{Planned, join_gates, plan, prologues};
 use super::isa::Isa;
 use super::kv::KvPool;
-use super::linear::{TileRoom, is_tiled};
+use super::linear::{BLOCK, TileRoom, is_tiled};
 use super::memory::{Arena, Memory, Rect};
 use super::mixture::{MixtureScratch, Part};
 use super::pool::Ticket;
@@ -20,7 +20,7 @@ use super::split_rows::{Halves, SplitBuffer};
 use super::weights::{Matrix, load_matrix};
 use crate::device::{DeviceError, KvSpec, LoadOptions, MemoryUse, Precision};
 use crate::layout::{Layout, RowsMax, place};
-use crate::program::{Program, View};
+use crate::program::{Instr, Program, View};
 use crate::stored::{Uses, load_vector};
 
 /// A program ready to run.
@@ -46,6 +46,8 @@ pub(crate) struct Loaded {
     pub(crate) split: SplitBuffer,
     /// The same for prompts' rows, rounded to bf16.
     pub(crate) rounded: SplitBuffer,
+    /// Gated activations of prompts' rows, as the map after them wants them.
+    pub(crate) activated: SplitBuffer,
     pub(crate) workers: Vec<WorkerRoom>,
     /// Rows up to which each worker prepares a linear map's input for itself.
     pub(crate) own_rows: usize,
@@ -152,7 +154,7 @@ impl Loaded {
             tokens: options.step_tokens_max,
             sequences: options.sequences_max,
         };
-        let planned = plan(program);
+        let mut planned = plan(program);
         let layout = place(program, &prologues(&planned), rows_max);
         let buffers = Memory::zeroed("buffers", layout.elements * 4)?;
         let kv_spec = KvSpec {
@@ -161,6 +163,14 @@ impl Loaded {
         };
         let kv = KvPool::new(&program.layers, kv_spec)?;
         let widths = Widths::new(isa, options.precision, uses.quant_width, &matrices);
+        let mut activated_width = 0;
+        if widths.tiles > 0 {
+            join_gates(program, &mut planned, |first, second| {
+                let width = gated_width(first, second, &matrices);
+                activated_width = activated_width.max(width.unwrap_or(0));
+                width.is_some()
+            });
+        }
         let own_rows = OWN_ROWS_TIMES_WORKERS / threads;
         let rows = options.step_tokens_max.max(options.sequences_max);
         let workers = (0..threads).map(|_| {
@@ -190,6 +200,7 @@ impl Loaded {
             quant: QuantBuffer::new(rows, widths.quant)?,
             split: SplitBuffer::new(rows, widths.split, Halves::Both)?,
             rounded: SplitBuffer::new(rows, widths.tiles, Halves::Upper)?,
+            activated: SplitBuffer::new(rows, activated_width, Halves::Upper)?,
             workers: workers.collect::<Result<_, DeviceError>>()?,
             own_rows,
             matrices,
@@ -232,10 +243,25 @@ impl Loaded {
                 + self.quant.size_bytes()
                 + self.split.size_bytes()
                 + self.rounded.size_bytes()
+                + self.activated.size_bytes()
                 + self.ropes.iter().map(RopeTable::size_bytes).sum::<usize>()
                 + self.workers.iter().map(room).sum::<usize>(),
         }
     }
+}
+
+/// The width of the gated activation between two maps if rows in tiles can pass it without f32.
+fn gated_width(first: &Instr, second: &Instr, matrices: &[Vec<Part>]) -> Option<usize> {
+    let (Instr::Linear { weight: first, .. }, Instr::Linear { weight: second, .. }) = (first, second) else {
+        return None;
+    };
+    let [gate, up] = &matrices[first.index()][..] else {
+        return None;
+    };
+    let (gate, up, read) = (&gate.matrix, &up.matrix, &matrices[second.index()]);
+    let alike = gate.dtype == up.dtype && gate.rows == up.rows && gate.rows % BLOCK == 0;
+    let tiled = is_tiled(gate.dtype) && read.iter().all(|part| is_tiled(part.matrix.dtype));
+    (alike && tiled).then_some(gate.rows)
 }
 
 /// Loads each stored tensor once, however many weights name it.

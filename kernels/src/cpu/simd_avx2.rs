@@ -25,7 +25,6 @@ impl Simd for Avx2 {
     type D = [__m256i; 2];
 
     const TILE_ROWS: usize = 4;
-    const SCALES_TO_ZERO: bool = false;
     const BF16_DOT: bool = false;
 
     #[inline(always)]
@@ -151,9 +150,10 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    unsafe fn where_above(a: Self::F, x: Self::F, limit: f32) -> Self::F {
+    unsafe fn scale_pow2_above(a: Self::F, n: Self::F, x: Self::F, limit: f32) -> Self::F {
         let limit = _mm256_set1_ps(limit);
-        std::array::from_fn(|i| _mm256_and_ps(a[i], _mm256_cmp_ps::<_CMP_GT_OQ>(x[i], limit)))
+        let scaled = Self::scale_pow2(a, n);
+        std::array::from_fn(|i| _mm256_and_ps(scaled[i], _mm256_cmp_ps::<_CMP_GT_OQ>(x[i], limit)))
     }
     #[inline(always)]
     unsafe fn any_above(a: Self::F, limit: f32) -> bool {

@@ -24,7 +24,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type D = __m512i;
 
     const TILE_ROWS: usize = 8;
-    const SCALES_TO_ZERO: bool = true;
     const BF16_DOT: bool = BF16;
     const STREAMS: bool = true;
 
@@ -138,9 +137,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_mask_blend_ps(kept as u16, other, a)
     }
     #[inline(always)]
-    unsafe fn where_above(a: Self::F, x: Self::F, limit: f32) -> Self::F {
+    unsafe fn scale_pow2_above(a: Self::F, n: Self::F, x: Self::F, limit: f32) -> Self::F {
         let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(limit));
-        _mm512_maskz_mov_ps(above, a)
+        _mm512_maskz_scalef_ps(above, a, n)
     }
     #[inline(always)]
     unsafe fn any_above(a: Self::F, limit: f32) -> bool {

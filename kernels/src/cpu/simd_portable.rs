@@ -24,7 +24,6 @@ impl Simd for Portable {
     type D = [i32; 16];
 
     const TILE_ROWS: usize = 4;
-    const SCALES_TO_ZERO: bool = false;
     const BF16_DOT: bool = false;
 
     #[inline(always)]
@@ -109,15 +108,17 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn scale_pow2(a: Self::F, n: Self::F) -> Self::F {
-        map2(a, n, |a, n| a * f32::from_bits(((n as i32 + 127) as u32) << 23))
+        map2(a, n, |a, n| {
+            a * f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23)
+        })
     }
     #[inline(always)]
     unsafe fn lanes_or(a: Self::F, from: usize, to: usize, other: Self::F) -> Self::F {
         std::array::from_fn(|i| if (from..to).contains(&i) { a[i] } else { other[i] })
     }
     #[inline(always)]
-    unsafe fn where_above(a: Self::F, x: Self::F, limit: f32) -> Self::F {
-        map2(a, x, |a, x| if x > limit { a } else { 0.0 })
+    unsafe fn scale_pow2_above(a: Self::F, n: Self::F, x: Self::F, limit: f32) -> Self::F {
+        map2(Self::scale_pow2(a, n), x, |a, x| if x > limit { a } else { 0.0 })
     }
     #[inline(always)]
     unsafe fn any_above(a: Self::F, limit: f32) -> bool {
