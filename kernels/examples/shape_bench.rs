@@ -1,4 +1,4 @@
-//! Times a program with SmolLM2-135M's shape and random weights: prefill of 512 tokens in steps of 256, decode
+//! Times a program with SmolLM2-135M's shape and random weights: prefill of 512 tokens in the device's steps, decode
 //! of 128 tokens after them, and decode of several sequences at once. Arguments: `[q4_1|q4_0|q8_0|bf16|f16|f32]
 //! [auto|f32] [threads] [portable|avx2|avx512-vnni|avx512-bf16|amx] [prefill|decode|batch]`; the last for a profile of
 //! one kind of step alone.
@@ -332,6 +332,7 @@ fn main() {
     let exact = arguments.iter().skip(1).any(|word| word == "f32");
     let device = CpuDevice::new(CpuOptions { threads, isa }).expect("device");
     let b = build(dtype);
+    let chunk = device.info().step_tokens;
     let options = LoadOptions {
         precision: if exact { Precision::F32 } else { Precision::Auto },
         quantization: None,
@@ -353,7 +354,7 @@ fn main() {
     );
     let program = program.as_mut();
     if has("prefill") {
-        (0..20).for_each(|_| println!("prefill 512: {:.0} tokens/s", prefill(program, 512, 256)));
+        (0..20).for_each(|_| println!("prefill 512: {:.0} tokens/s", prefill(program, 512, chunk)));
         return;
     }
     if has("decode") {
@@ -367,10 +368,10 @@ fn main() {
     for round in 0..3 {
         println!(
             "round {round}: prefill 128 {:.0}, 512 {:.0}, 512 in one step {:.0}, 2048 {:.0}; decode {:.1} tokens/s",
-            prefill(program, 128, 256),
-            prefill(program, 512, 256),
+            prefill(program, 128, chunk),
+            prefill(program, 512, chunk),
             prefill(program, 512, 512),
-            prefill(program, 2048, 256),
+            prefill(program, 2048, chunk),
             decode(program, 1, 128, 64),
         );
     }

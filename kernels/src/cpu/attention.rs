@@ -141,15 +141,15 @@ pub(crate) struct Attend<'a, T> {
     pub(crate) element: std::marker::PhantomData<T>,
 }
 
-/// Runs a unit. `prompt`: whether its tokens are of a prompt.
+/// Runs a unit.
 ///
 /// # Safety
 /// See [`Attend`].
-pub(crate) unsafe fn attend<T: KvElement>(isa: Isa, prompt: bool, unit: Attend<'_, T>) {
+pub(crate) unsafe fn attend<T: KvElement>(isa: Isa, unit: Attend<'_, T>) {
     assert!(unit.tokens * unit.heads <= unit.scratch.rows && unit.layer.width_padded <= unit.scratch.width);
     assert!(unit.length <= unit.blocks.len() * unit.kv.spec.block_tokens);
     #[cfg(target_arch = "x86_64")]
-    if prompt && isa == Isa::Amx && T::TILED && attention_amx::fits(unit.layer.width) {
+    if isa == Isa::Amx && T::TILED && attention_amx::fits(unit.layer.width) {
         return attention_amx::attend_amx(&unit);
     }
     dispatch_bf16(isa, unit);

@@ -1,4 +1,4 @@
-//! Attention of prompts' rows on AMX, over keys and values in bf16: scores and weighted values of 16 rows are products of
+//! Attention on AMX, over keys and values in bf16: scores and weighted values of 16 rows are products of
 //! tiles, in between is the softmax that vectors do everywhere. Tiles of 64 places, masks and the order of their sums are
 //! those of `attention.rs`, so that here too a row's result does not depend on its neighbours.
 #![expect(
@@ -153,7 +153,7 @@ impl<T: KvElement> Attend<'_, T> {
     #[inline(always)]
     unsafe fn weights<const ALL: bool>(&self, tile: &Tile<T>, groups: Range<usize>, rows: Range<usize>) {
         let width = self.layer.width_padded;
-        for row in rows.clone() {
+        for row in rows {
             let maximum = self.scratch.part(Part::Maxima, row);
             let before = *maximum;
             let factor = self.softmax::<S, ALL>(tile, groups.start, groups.end, row, row);

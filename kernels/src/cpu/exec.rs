@@ -375,7 +375,7 @@ impl StepJob {
         share(worker, self.ticket(at, 0), total * per_tile, |unit| {
             // Later tiles see more keys: begin with them, so that the ends are even.
             let (mut index, part) = (total - 1 - unit / per_tile, unit % per_tile);
-            for (sequence, slice) in self.step.batch.sequences.iter().enumerate() {
+            for slice in &self.step.batch.sequences {
                 if index >= tiles(slice) {
                     index -= tiles(slice);
                     continue;
@@ -397,10 +397,9 @@ impl StepJob {
                     scratch: &self.loaded.workers[worker.index].attention,
                     element: PhantomData,
                 };
-                let prompt = sequence >= self.step.batch.generating;
                 // SAFETY: each unit is handed to one worker and writes its own rows and heads; keys and values
                 // were written before the last meeting; blocks were checked at submit; T is the pool's element type.
-                unsafe { attend(self.loaded.isa, prompt, unit) };
+                unsafe { attend(self.loaded.isa, unit) };
                 break;
             }
         })

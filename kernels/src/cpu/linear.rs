@@ -99,9 +99,9 @@ pub(crate) struct LinearIn {
     pub(crate) quant: Option<QuantRows>,
     /// Only for [`Isa::Amx`].
     pub(crate) split: Option<SplitRows>,
-    /// Prompts' rows, only for [`Isa::Amx`].
+    /// Prompts' rows, and with many generated ones all, only for [`Isa::Amx`].
     pub(crate) rounded: Option<SplitRows>,
-    /// The first row that is a prompt's, if `rounded` is there.
+    /// The first row that is rounded, if `rounded` is there.
     pub(crate) prompts: usize,
     /// Without it tiles are not used for quantized weights.
     pub(crate) room: Option<TileRoom>,
@@ -109,8 +109,8 @@ pub(crate) struct LinearIn {
 
 /// Computes the outputs of `panels` for the rows `rows`, the first of which is a multiple of 16.
 ///
-/// Prompts' rows are multiplied in bf16 if they were rounded for that, and generated ones as integers or in f32: which
-/// of the two a row is decides alone about the order and the rounding of its sums.
+/// Rows that were rounded for that are multiplied in bf16, the others as integers or in f32: which of the two a row is
+/// decides alone about the order and the rounding of its sums.
 ///
 /// # Safety
 /// `isa` is the machine's; `input` has rows of `matrix.width` columns that nobody writes, and room that nobody else uses,

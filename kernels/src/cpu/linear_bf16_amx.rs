@@ -54,7 +54,13 @@ impl<F: Quantized> Tiled for Rounded<F> {
     #[inline(always)]
     unsafe fn panel(matrix: &Matrix, panel: usize, room: *mut u8) -> *const u8 {
         let w = matrix.panel(panel);
+        let block_bytes = matrix.panel_bytes * BLOCK / matrix.width;
         for block in 0..matrix.width / BLOCK {
+            // Products take long enough for the next panel to come.
+            let ahead = w.wrapping_add(matrix.panel_bytes + block * block_bytes);
+            for line in (0..block_bytes).step_by(LINE_BYTES) {
+                S::prefetch(ahead.wrapping_add(line));
+            }
             round::<F>(w, block, room.add(BLOCK_BYTES * block));
         }
         room
@@ -78,8 +84,7 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// Calls `each` with the first row of a product, how many there are from there, and those of them that are asked for. A
-    /// product may have rows before and behind.
+    /// The products that have all rows: each one's first row, its tiles of rows, and those of its rows that are asked for.
     #[inline(always)]
     fn products(&self) -> impl Iterator<Item = (usize, usize, Range<usize>)> + use<> {
         let rows = self.rows.clone();

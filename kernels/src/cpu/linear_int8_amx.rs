@@ -67,7 +67,13 @@ pub(crate) unsafe fn linear_int8_amx<F: Quantized>(
     let blocks = matrix.width / BLOCK;
     for panel in panels {
         let w = matrix.panel(panel);
+        let block_bytes = matrix.panel_bytes / blocks.max(1);
         for block in 0..blocks {
+            // Products take long enough for the next panel to come.
+            let ahead = w.wrapping_add(matrix.panel_bytes + block * block_bytes);
+            for line in (0..block_bytes).step_by(LINE_BYTES) {
+                S::prefetch(ahead.wrapping_add(line));
+            }
             unpack::<F>(w, block, room.0.add(BLOCK_BYTES * block));
         }
         for row in rows.clone().step_by(TILE_ROWS) {
