@@ -45,7 +45,7 @@ fn default_data() -> Option<PathBuf> {
 /// How exactly to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PrecisionArg {
-    /// The device's fast path: quantized activations, KV cache as --kv-dtype says
+    /// The device's fast path: activations quantized or rounded, KV cache as --kv-dtype says
     Auto,
     /// Everything in f32, the KV cache too: slow, for comparisons
     F32,
