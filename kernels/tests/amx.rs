@@ -9,12 +9,12 @@ use std::arch::asm;
 
 use galerne_amx_trap::{ROW_BYTES, ROWS, Sign, Tiles};
 use galerne_core::dtype::DType;
-use galerne_core::graph::Rows;
+use galerne_core::graph::{Activation, Rows};
 use galerne_core::ids::{BlockId, TokenId};
 use galerne_kernels::conformance::{Build, Numbers, Reference};
 use galerne_kernels::cpu::Isa;
 use galerne_kernels::device::{Device, KvDtype, KvSpec, LoadOptions, Precision, SequenceSlice, StepBatch};
-use galerne_kernels::program::Instr;
+use galerne_kernels::program::{Instr, View, WeightId};
 use support::{device, has_amx};
 
 type Tile = [[u8; ROW_BYTES]; ROWS];
@@ -294,6 +294,82 @@ fn rows_do_not_depend_on_what_is_beside_them() {
             };
             assert_eq!(first, expected, "{dtype} {generated} {prompt}");
             assert_eq!(last, &alone[generated * 50..], "{dtype} {generated} {prompt}");
+        }
+    }
+}
+
+/// A gated activation between two maps without bias, the second of which adds to what is there.
+fn gated(dtype: DType, function: Activation) -> Build {
+    let mut b = Build::new(9);
+    let out = b.buffer(Rows::Tokens, 64);
+    b.input_into(out);
+    let x = b.input(64);
+    let (inner, made) = (b.buffer(Rows::Tokens, 512), b.buffer(Rows::Tokens, 256));
+    let both = {
+        let [gate, up] = [b.matrix(dtype, 256, 64), b.matrix(dtype, 256, 64)];
+        let part = |weight: WeightId| b.program.weights[weight.index()].parts[0].clone();
+        let parts = vec![part(gate), part(up)];
+        b.program.weights[gate.index()].parts = parts;
+        b.program.weights[gate.index()].rows = 512;
+        gate
+    };
+    let down = b.matrix(dtype, 64, 256);
+    let half = |start| View {
+        start,
+        width: 256,
+        ..inner
+    };
+    for instr in [
+        Instr::Linear {
+            x,
+            weight: both,
+            bias: None,
+            accumulate: false,
+            out: inner,
+        },
+        Instr::ActivateMul {
+            gate: half(0),
+            up: half(256),
+            function,
+            out: made,
+        },
+        Instr::Linear {
+            x: made,
+            weight: down,
+            bias: None,
+            accumulate: true,
+            out,
+        },
+    ] {
+        b.push(instr);
+    }
+    b.program.output = out;
+    b
+}
+
+/// Whole tiles and ragged ones, prompts beside generated rows: as close as bf16 allows, and the same bits for the same row.
+#[test]
+fn gated_activations_pass_between_maps() {
+    let Some(tiles) = device(Isa::Amx, 2) else { return };
+    for (dtype, function) in [
+        (DType::Q4_1, Activation::Silu),
+        (DType::Q8_0, Activation::GeluTanh),
+        (DType::Bf16, Activation::Gelu),
+    ] {
+        let build = gated(dtype, function);
+        let all = output(&tiles, &build, &batch(0, 70));
+        for (generated, prompt) in [(0, 1), (0, 32), (0, 70), (5, 40), (20, 17)] {
+            let batch = batch(generated, prompt);
+            let got = output(&tiles, &build, &batch);
+            let expected = Reference::new(&build.program, &build.weights, 16).step(&batch);
+            let distance = distance(&expected, &got);
+            assert!(distance < 1e-2, "{dtype} {generated} {prompt}: {distance}");
+            let rounded = if generated < 12 { generated * 64 } else { 0 };
+            assert_eq!(
+                got[rounded..],
+                all[rounded..got.len()],
+                "{dtype} {generated} {prompt}"
+            );
         }
     }
 }

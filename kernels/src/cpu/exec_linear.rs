@@ -38,11 +38,18 @@ struct Forms {
     rounded: bool,
     /// The first row that is rounded, a prompt's or, if many are generated, any; the other forms are for those before.
     prompts: usize,
+    /// Whether the map before has made the rounded rows: see [`Gate::Read`].
+    made: bool,
 }
 
 impl Forms {
     fn any(self) -> bool {
         self.quantized || self.split || self.rounded
+    }
+
+    /// How many of `rows` rows are to be prepared.
+    fn rows(self, rows: usize) -> usize {
+        if self.made { self.prompts } else { rows }
     }
 }
 
@@ -84,10 +91,10 @@ impl StepJob {
     ) -> Result<(), Poisoned> {
         let x = self.rect(op.x);
         let parts = &self.loaded.matrices[op.weight.index()];
-        let forms = self.forms(op.x, parts);
+        let forms = self.forms(op, parts);
         let mut input = None;
         if x.rows > self.loaded.own_rows {
-            input = Some(self.prepare_together(worker, at, x, forms, prologue, op.gate)?);
+            input = Some(self.prepare_together(worker, at, x, forms, prologue)?);
         }
         let panels: usize = parts.iter().map(|part| part.matrix.panels()).sum();
         // Tiles take two panels at once: neighbours, or one of the gate and one of the up.
@@ -98,7 +105,7 @@ impl StepJob {
         let chunks = x.rows.div_ceil(chunk);
         worker.run(self.ticket(at, 0), chunks * pieces, |mut units| {
             // Only with a piece in hand: nobody else can then go on and overwrite what is read.
-            let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, forms, prologue, op.gate));
+            let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, forms, prologue));
             while !units.is_empty() {
                 let index = units.start / pieces;
                 let end = units.end.min((index + 1) * pieces);
@@ -121,7 +128,7 @@ impl StepJob {
         })
     }
 
-    /// As [`Self::panels`], of the gate's panels in `range` and of the same of the up. Prompts' rows are activated.
+    /// As [`Self::panels`], of the gate's panels in `range` and of the same of the up. Rounded rows are activated.
     fn gated(&self, op: LinearOp, input: LinearIn, range: Range<usize>, rows: Range<usize>) {
         let parts = &self.loaded.matrices[op.weight.index()];
         let generated = rows.start..rows.end.min(input.prompts);
@@ -153,7 +160,7 @@ impl StepJob {
         op.bias.map(|bias| self.loaded.vectors[bias.index()].as_ptr())
     }
 
-    fn forms(&self, x: View, parts: &[Part]) -> Forms {
+    fn forms(&self, LinearOp { x, gate, .. }: LinearOp, parts: &[Part]) -> Forms {
         let auto = self.loaded.options.precision == Precision::Auto;
         let tiles = auto && self.loaded.isa == Isa::Amx;
         let any = |wanted: fn(DType) -> bool| parts.iter().any(|part| wanted(part.matrix.dtype));
@@ -169,6 +176,7 @@ impl StepJob {
             split: tiles && prompts > 0 && any(|dtype| dtype == DType::Bf16),
             rounded: prompts < rows && any(is_tiled),
             prompts,
+            made: gate == Gate::Read,
         }
     }
 
@@ -180,17 +188,16 @@ impl StepJob {
         x: Rect,
         forms: Forms,
         prologue: Option<&Instr>,
-        gate: Gate,
     ) -> Result<LinearIn, Poisoned> {
         let to = Prepared {
             quant: forms.quantized.then(|| self.loaded.quant.rows(x.width)),
             split: forms.split.then(|| self.loaded.split.rows(x.width)),
             rounded: forms
                 .rounded
-                .then(|| self.rounded(&self.loaded.rounded, x.width, gate)),
+                .then(|| self.rounded(&self.loaded.rounded, x.width, forms)),
             prompts: forms.prompts,
         };
-        let rows = if gate == Gate::Read { forms.prompts } else { x.rows };
+        let rows = forms.rows(x.rows);
         if rows > 0 && (prologue.is_some() || forms.any()) {
             worker.run(self.ticket(at, 1), rows.div_ceil(EIGHT), |pieces| {
                 for row in pieces.start * EIGHT..(pieces.end * EIGHT).min(rows) {
@@ -203,25 +210,17 @@ impl StepJob {
     }
 
     /// All rows, in this worker's own room.
-    fn prepare_own(
-        &self,
-        worker: &Worker<'_>,
-        x: Rect,
-        forms: Forms,
-        prologue: Option<&Instr>,
-        gate: Gate,
-    ) -> LinearIn {
+    fn prepare_own(&self, worker: &Worker<'_>, x: Rect, forms: Forms, prologue: Option<&Instr>) -> LinearIn {
         let room = &self.loaded.workers[worker.index];
         let to = Prepared {
             quant: forms.quantized.then(|| room.quant.rows(x.width)),
             split: forms.split.then(|| room.split.rows(x.width)),
-            rounded: forms.rounded.then(|| self.rounded(&room.rounded, x.width, gate)),
+            rounded: forms.rounded.then(|| self.rounded(&room.rounded, x.width, forms)),
             prompts: forms.prompts,
         };
         let float = if prologue.is_some() { room.own_rows(x) } else { x };
         if prologue.is_some() || forms.any() {
-            let rows = if gate == Gate::Read { forms.prompts } else { x.rows };
-            for row in 0..rows {
+            for row in 0..forms.rows(x.rows) {
                 // SAFETY: this worker's own room; what is read stays as it is while the worker holds a piece.
                 unsafe { self.prepare(row, float, to, prologue) };
             }
@@ -229,14 +228,10 @@ impl StepJob {
         self.input(worker, float, to)
     }
 
-    /// Where prompts' rows are in bf16: in `own`, unless the map before made them.
-    fn rounded(&self, own: &SplitBuffer, width: usize, gate: Gate) -> SplitRows {
-        let buffer = if gate == Gate::Read {
-            &self.loaded.activated
-        } else {
-            own
-        };
-        buffer.rows(width)
+    /// Where rounded rows are: in `own`, unless the map before made them.
+    fn rounded(&self, own: &SplitBuffer, width: usize, forms: Forms) -> SplitRows {
+        let made = &self.loaded.activated;
+        if forms.made { made } else { own }.rows(width)
     }
 
     fn input(&self, worker: &Worker<'_>, float: Rect, prepared: Prepared) -> LinearIn {

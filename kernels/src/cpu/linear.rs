@@ -443,6 +443,20 @@ impl<D: PanelDot> LinearKernel<'_, D> {
     }
 }
 
+/// While block `block` of the panel at `w` is unpacked, fetches the same of the next panel: products take long enough for it.
+///
+/// # Safety
+/// See [`Simd`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) unsafe fn fetch_next<S: Simd>(matrix: &Matrix, w: *const u8, block: usize) {
+    let block_bytes = matrix.panel_bytes / (matrix.width / BLOCK).max(1);
+    let next = w.wrapping_add(matrix.panel_bytes + block * block_bytes);
+    for line in (0..block_bytes).step_by(LINE_BYTES) {
+        S::prefetch(next.wrapping_add(line));
+    }
+}
+
 /// Adds bias and what is there to a row's sums for a panel, as `out` says, and writes them.
 ///
 /// # Safety

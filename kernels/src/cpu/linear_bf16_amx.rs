@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use super::amx::{Bf16Operands, Configured, Strided, TILE_ROWS, product_bf16};
 use super::elementwise::activated;
-use super::linear::{BLOCK, Gated, LinearOut, TileRoom};
+use super::linear::{BLOCK, Gated, LinearOut, TileRoom, fetch_next};
 use super::linear_integer::Quantized;
 use super::memory::LINE_BYTES;
 use super::simd::Simd as _;
@@ -54,13 +54,8 @@ impl<F: Quantized> Tiled for Rounded<F> {
     #[inline(always)]
     unsafe fn panel(matrix: &Matrix, panel: usize, room: *mut u8) -> *const u8 {
         let w = matrix.panel(panel);
-        let block_bytes = matrix.panel_bytes * BLOCK / matrix.width;
         for block in 0..matrix.width / BLOCK {
-            // Products take long enough for the next panel to come.
-            let ahead = w.wrapping_add(matrix.panel_bytes + block * block_bytes);
-            for line in (0..block_bytes).step_by(LINE_BYTES) {
-                S::prefetch(ahead.wrapping_add(line));
-            }
+            fetch_next::<S>(matrix, w, block);
             round::<F>(w, block, room.add(BLOCK_BYTES * block));
         }
         room

@@ -1,4 +1,4 @@
-//! Integer linear maps of many rows on AMX: tiles of 16 rows by 16 outputs, one block of 32 columns at a time, since each
+//! Integer linear maps of many output rows on AMX (other rows are rounded to bf16 if there are many): tiles of 16 rows by 16 outputs, one block of 32 columns at a time, since each
 //! block has scales of its own. Same integers as the vector kernels', put together by the same formula: the same bits.
 //!
 //! A panel's codes are unpacked once, as signed bytes in the order tiles want (which is the panel's own), and all rows pass
@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::amx::{Configured, TILE_RESULTS, TILE_ROWS, product_int8};
-use super::linear::{BLOCK, LinearOut, TileRoom, finish};
+use super::linear::{BLOCK, LinearOut, TileRoom, fetch_next, finish};
 use super::linear_integer::Quantized;
 use super::memory::LINE_BYTES;
 use super::quantize_rows::{EIGHT, QuantRows, QuantTile};
@@ -67,13 +67,8 @@ pub(crate) unsafe fn linear_int8_amx<F: Quantized>(
     let blocks = matrix.width / BLOCK;
     for panel in panels {
         let w = matrix.panel(panel);
-        let block_bytes = matrix.panel_bytes / blocks.max(1);
         for block in 0..blocks {
-            // Products take long enough for the next panel to come.
-            let ahead = w.wrapping_add(matrix.panel_bytes + block * block_bytes);
-            for line in (0..block_bytes).step_by(LINE_BYTES) {
-                S::prefetch(ahead.wrapping_add(line));
-            }
+            fetch_next::<S>(matrix, w, block);
             unpack::<F>(w, block, room.0.add(BLOCK_BYTES * block));
         }
         for row in rows.clone().step_by(TILE_ROWS) {
