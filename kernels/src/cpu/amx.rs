@@ -457,6 +457,51 @@ pub(crate) unsafe fn add_weighted(
     }
 }
 
+/// [`scores`] of four times 16 keys, one after the other in `to`.
+///
+/// # Safety
+/// See [`scores`].
+#[inline(always)]
+pub(crate) unsafe fn scores_of_four(q: Strided, keys: [*const u8; 4], steps: usize, to: Strided) {
+    // SAFETY: by contract.
+    unsafe {
+        asm!(
+            results!(zero, 2),
+            "2:",
+            "tileloadd tmm4, [{q} + {q_stride}]",
+            "tileloadd tmm6, [{keys0} + {line}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{keys1} + {line}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm6, [{keys2} + {line}]",
+            "tdpbf16ps tmm2, tmm4, tmm6",
+            "tileloadd tmm7, [{keys3} + {line}]",
+            "tdpbf16ps tmm3, tmm4, tmm7",
+            "add {q}, 64",
+            "add {keys0}, 1024",
+            "add {keys1}, 1024",
+            "add {keys2}, 1024",
+            "add {keys3}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            weighted!(store, 4),
+            q = inout(reg) q.base => _,
+            q_stride = in(reg) q.stride,
+            keys0 = inout(reg) keys[0] => _,
+            keys1 = inout(reg) keys[1] => _,
+            keys2 = inout(reg) keys[2] => _,
+            keys3 = inout(reg) keys[3] => _,
+            steps = inout(reg) steps => _,
+            to = in(reg) to.base,
+            to_stride = in(reg) to.stride,
+            line = in(reg) LINE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        );
+    }
+}
+
 /// Products of each round of [`rounds_int8`] and [`rounds_bf16`].
 pub(crate) const ROUND_PRODUCTS: usize = 6;
 

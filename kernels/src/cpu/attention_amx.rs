@@ -7,13 +7,15 @@
 )]
 
 use std::arch::x86_64::*;
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::amx::{Configured, Strided, TILE_ROWS, add_weighted, scores};
+use super::amx::{Configured, Strided, TILE_ROWS, add_weighted, scores, scores_of_four};
 use super::attention::{Attend, GROUPS, Part, TILE, Tile};
 use super::kv_element::{KvElement, PAIR};
 use super::memory::LINE_BYTES;
-use super::simd::Simd as _;
+use super::rough::exp2;
+use super::simd::{Simd as _, exp2_below_1};
 use super::simd_avx512::Avx512;
 use super::weights::LANES;
 
@@ -22,6 +24,10 @@ type S = Avx512<true>;
 
 /// Elements of a head, or places of a tile, that a product takes.
 const STEP: usize = 32;
+/// Weights are powers of two of how far a score is above its row's reference, a score that was the largest of some tile.
+/// Weights may grow by this power before the reference does, whose every change costs a pass over the row's results:
+/// f32 and bf16 are as exact there.
+const SLACK: f32 = 8.0;
 
 /// Whether layers with heads of this width can be computed so.
 pub(crate) const fn fits(width: usize) -> bool {
@@ -103,10 +109,18 @@ impl<T: KvElement> Attend<'_, T> {
     unsafe fn scores(&self, tile: &Tile<T>, first_group: usize, rows: Range<usize>) {
         let width = self.layer.width_padded;
         let q = Strided::new(self.query(rows.start), width * size_of::<f32>());
-        for group in self.seen(first_group, &rows) {
+        let to = |group| {
             let to = self.scratch.part(Part::Scores, rows.start * TILE + group * LANES);
-            let to = Strided::new(to.cast(), TILE * size_of::<f32>());
-            scores(group % 4, q, tile.keys[group].cast(), width / STEP, to);
+            Strided::new(to.cast(), TILE * size_of::<f32>())
+        };
+        let seen = self.seen(first_group, &rows);
+        if seen == (0..GROUPS) {
+            let keys = tile.keys.map(<*const T>::cast);
+            scores_of_four(q, keys, width / STEP, to(0));
+            return;
+        }
+        for group in seen {
+            scores(group, q, tile.keys[group].cast(), width / STEP, to(group));
         }
     }
 
@@ -149,27 +163,56 @@ impl<T: KvElement> Attend<'_, T> {
         }
     }
 
-    /// The weights of some rows' scores; what the rows have summed so far is put in proportion to them.
+    /// The weights of some rows' scores, in proportion to the row's reference; if that rises, so is what the row has
+    /// summed so far. See [`SLACK`].
     #[inline(always)]
     unsafe fn weights<const ALL: bool>(&self, tile: &Tile<T>, groups: Range<usize>, rows: Range<usize>) {
-        let width = self.layer.width_padded;
+        // Without a cap scores are scaled only as they are turned to weights.
+        let (capped, scale) = match self.spec.soft_cap {
+            None if self.spec.scale > 0.0 => (false, self.spec.scale * LOG2_E),
+            _ => (true, 1.0),
+        };
         for row in rows {
-            let maximum = self.scratch.part(Part::Maxima, row);
-            let before = *maximum;
-            let factor = self.softmax::<S, ALL>(tile, groups.start, groups.end, row, row);
-            if !ALL {
-                let steps = steps(&groups);
-                for group in (2 * steps.start..2 * steps.end).filter(|group| !groups.contains(group)) {
-                    let weights = self.scratch.part(Part::Weights, 0).cast::<u16>();
-                    S::store_bf16(weights.add(row * TILE + group * LANES), S::splat(0.0));
+            let seen = self.visible(row / self.heads);
+            let mut scores = [S::splat(f32::NEG_INFINITY); GROUPS];
+            let mut largest = S::splat(f32::NEG_INFINITY);
+            for (g, kept) in scores.iter_mut().enumerate() {
+                if !ALL && !groups.contains(&g) {
+                    continue;
+                }
+                let mut score = S::load(self.scratch.part(Part::Scores, row * TILE + g * LANES));
+                if capped {
+                    score = self.power::<S>(score);
+                }
+                *kept = if ALL { score } else { tile.seen::<S>(&seen, g, score) };
+                largest = S::max(largest, *kept);
+            }
+            let reference = self.scratch.part(Part::Maxima, row);
+            let sums = self.scratch.part(Part::Sums, row * LANES);
+            largest = S::mul(largest, S::splat(scale));
+            if S::any_above(largest, *reference + SLACK) {
+                let before = *reference;
+                *reference = S::max_lane(largest);
+                let factor = exp2_below_1::<S>(S::splat(before - *reference));
+                S::store(sums, S::mul(S::load(sums), factor));
+                let results = self
+                    .scratch
+                    .part(Part::Results, row * self.layer.width_padded);
+                for d in (0..self.layer.width_padded).step_by(LANES) {
+                    S::store(results.add(d), S::mul(S::load(results.add(d)), factor));
                 }
             }
-            if *maximum > before {
-                for d in (0..width).step_by(LANES) {
-                    let at = self.scratch.part(Part::Results, row * width + d);
-                    S::store(at, S::mul(S::load(at), factor));
-                }
+            let mut sum = S::load(sums);
+            let weights = self.scratch.part(Part::Weights, 0).cast::<u16>().add(row * TILE);
+            for step in if ALL { 0..GROUPS / 2 } else { steps(&groups) } {
+                let from = S::splat(-*reference);
+                let first = exp2(S::fma(scores[2 * step], S::splat(scale), from));
+                let second = exp2(S::fma(scores[2 * step + 1], S::splat(scale), from));
+                sum = S::add(S::add(sum, first), second);
+                let pair = _mm512_cvtne2ps_pbh(second, first);
+                weights.add(step * STEP).cast::<__m512bh>().write_unaligned(pair);
             }
+            S::store(sums, sum);
         }
     }
 }

@@ -13,6 +13,17 @@ use super::kv_element::{KvElement, PAIR};
 use super::simd::{Simd, exp, exp2_below_1};
 use super::weights::LANES;
 
+impl<T> Tile<T> {
+    /// Scores of a group where they are of positions in `seen`, elsewhere below all others.
+    #[inline(always)]
+    pub(super) unsafe fn seen<S: Simd>(&self, seen: &Range<usize>, group: usize, scores: S::F) -> S::F {
+        let (position, places) = (self.positions[group], self.places[group]);
+        let from = seen.start.saturating_sub(position).min(places);
+        let to = seen.end.saturating_sub(position).min(places).max(from);
+        S::lanes_or(scores, from, to, S::splat(f32::NEG_INFINITY))
+    }
+}
+
 impl<T: KvElement> Attend<'_, T> {
     /// Some rows through the part of a tile that one of them sees.
     #[inline(always)]
@@ -106,7 +117,7 @@ impl<T: KvElement> Attend<'_, T> {
     /// Turns a row of a tile's scores into weights against the row's running maximum; what it gives back is what the
     /// row's earlier sums and results have to be multiplied with. Scores are powers of two from here on.
     #[inline(always)]
-    pub(super) unsafe fn softmax<S: Simd, const ALL: bool>(
+    unsafe fn softmax<S: Simd, const ALL: bool>(
         &self,
         tile: &Tile<T>,
         start: usize,
@@ -127,10 +138,7 @@ impl<T: KvElement> Attend<'_, T> {
             }
             score = self.power::<S>(score);
             if !ALL {
-                let (position, places) = (tile.positions[g], tile.places[g]);
-                let from = seen.start.saturating_sub(position).min(places);
-                let to = seen.end.saturating_sub(position).min(places).max(from);
-                score = S::lanes_or(score, from, to, S::splat(f32::NEG_INFINITY));
+                score = tile.seen::<S>(&seen, g, score);
             }
             largest = S::max(largest, score);
             *kept = score;
@@ -168,7 +176,7 @@ impl<T: KvElement> Attend<'_, T> {
 
     /// The power of two a score's weight is.
     #[inline(always)]
-    unsafe fn power<S: Simd>(&self, score: S::F) -> S::F {
+    pub(super) unsafe fn power<S: Simd>(&self, score: S::F) -> S::F {
         let Some(cap) = self.spec.soft_cap else {
             return S::mul(score, S::splat(self.spec.scale * LOG2_E));
         };

@@ -14,10 +14,10 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::amx::{Bf16Operands, Configured, Strided, TILE_ROWS, product_bf16};
-use super::elementwise::activated;
 use super::linear::{BLOCK, Gated, LinearOut, TileRoom, fetch_next};
 use super::linear_integer::Quantized;
 use super::memory::LINE_BYTES;
+use super::rough::roughly_activated;
 use super::simd::Simd as _;
 use super::simd_avx512::Avx512;
 use super::split_rows::{Halves, SplitRows};
@@ -223,7 +223,7 @@ pub(crate) unsafe fn gated_bf16_amx<W: Tiled>(
                 if let Some(biases) = biases {
                     values = [S::add(values[0], biases[0]), S::add(values[1], biases[1])];
                 }
-                let value = S::mul(activated::<S>(gated.function, values[0]), values[1]);
+                let value = S::mul(roughly_activated(gated.function, values[0]), values[1]);
                 let to = gated
                     .out
                     .tile(r, first / BLOCK)

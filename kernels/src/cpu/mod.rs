@@ -35,6 +35,8 @@ mod norm;
 mod pool;
 mod quantize_rows;
 mod rope;
+#[cfg(target_arch = "x86_64")]
+mod rough;
 mod sample_job;
 mod sampler;
 mod sampler_ladder;

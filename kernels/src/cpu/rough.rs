@@ -1,0 +1,64 @@
+//! Functions whose results are rounded to bf16, which keeps eight bits: right to twelve. For AVX-512 F and DQ.
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "every function needs the instruction set, no more"
+)]
+
+use std::arch::x86_64::*;
+use std::f32::consts::LOG2_E;
+
+use galerne_core::graph::Activation;
+
+use super::elementwise::activated;
+use super::simd::Simd as _;
+use super::simd_avx512::Avx512;
+
+type S = Avx512<true>;
+
+/// `2^x` to 9e-5 of it for `-125 < x < 128`, exactly 1 for 0, exactly 0 below: see `simd::exp2_below_1`.
+///
+/// # Safety
+/// The machine has AVX-512 F and DQ.
+#[inline(always)]
+pub(crate) unsafe fn exp2(x: __m512) -> __m512 {
+    /// To the next integer below.
+    const FLOOR: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+    let fraction = _mm512_reduce_ps::<FLOOR>(x);
+    // The cubic that is 1 at 0 and whose largest relative error on 0 to 1 is smallest.
+    let mut p = S::splat(0.077_067_16);
+    for coefficient in [0.227_644_86, 0.695_116_8, 1.0] {
+        p = S::fma(p, fraction, S::splat(coefficient));
+    }
+    let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, S::splat(-125.0));
+    // Multiplies with 2 to the power of its floor.
+    _mm512_maskz_scalef_ps(above, p, x)
+}
+
+/// `1 / (1 + e^-x)`.
+///
+/// # Safety
+/// See [`exp2`].
+#[inline(always)]
+unsafe fn sigmoid(x: __m512) -> __m512 {
+    let power = exp2(S::mul(x, S::splat(-LOG2_E)));
+    _mm512_rcp14_ps(S::add(S::splat(1.0), power))
+}
+
+/// `function` of 16 numbers; exactly those that are not made of exponentials.
+///
+/// # Safety
+/// See [`exp2`], and [`activated`].
+#[inline(always)]
+pub(crate) unsafe fn roughly_activated(function: Activation, x: __m512) -> __m512 {
+    match function {
+        Activation::Silu => S::mul(x, sigmoid(x)),
+        Activation::Sigmoid => sigmoid(x),
+        Activation::GeluTanh => {
+            // As in `elementwise`.
+            let cube = S::mul(S::mul(x, x), x);
+            let inner = S::fma(cube, S::splat(0.044_715), x);
+            S::mul(x, sigmoid(S::mul(inner, S::splat(1.595_769))))
+        }
+        _ => activated::<S>(function, x),
+    }
+}
