@@ -45,12 +45,16 @@ pub(crate) unsafe fn attend_amx<T: KvElement>(unit: &Attend<'_, T>) {
     unit.begin::<S>();
     let _tiles = Configured::new(LINE_BYTES);
     let seen = unit.groups(0..unit.tokens);
-    for first_group in (seen.start / GROUPS * GROUPS..seen.end).step_by(GROUPS) {
-        let groups = seen.start.max(first_group)..seen.end.min(first_group + GROUPS);
-        let tile = unit.tile(groups.clone(), first_group);
+    let groups_from = |first_group: usize| seen.start.max(first_group)..seen.end.min(first_group + GROUPS);
+    let first = seen.start / GROUPS * GROUPS;
+    let mut coming = unit.tile(groups_from(first), first);
+    for first_group in (first..seen.end).step_by(GROUPS) {
+        let (groups, tile) = (groups_from(first_group), coming);
+        coming = unit.tile(groups_from(first_group + GROUPS), first_group + GROUPS);
         unit.gather(
             &tile,
             steps(&(groups.start - first_group..groups.end - first_group)),
+            &coming,
         );
         // Each kind of work for all rows before the next: what one stores is long in the cache when the next loads it.
         let sixteens = (0..rows)
@@ -76,21 +80,27 @@ fn steps(groups: &Range<usize>) -> Range<usize> {
 
 impl<T: KvElement> Attend<'_, T> {
     /// Puts the values of some steps together as products want them: see [`add_weighted`]. Groups that are not there are zeros.
+    /// Meanwhile the tile after this one is fetched: a generated row's keys and values come from memory, in pieces too small
+    /// for the processor to see them coming.
     #[inline(always)]
-    unsafe fn gather(&self, tile: &Tile<T>, steps: Range<usize>) {
+    unsafe fn gather(&self, tile: &Tile<T>, steps: Range<usize>, coming: &Tile<T>) {
         let to = self.scratch.part(Part::Values, 0).cast::<u8>();
         for group in 2 * steps.start..2 * steps.end {
-            let from = tile.values[group];
+            let (from, values, keys) = (tile.values[group], coming.values[group], coming.keys[group]);
             for vector in 0..self.layer.width_padded / LANES {
                 let to = to.add(((vector * 2 + group / 2) * 2 + group % 2) * LANES / 2 * LINE_BYTES);
                 for pair in 0..LANES / 2 {
+                    let at = pair * self.layer.value_stride() + vector * PAIR;
                     let line = if from.is_null() {
                         _mm512_setzero_si512()
                     } else {
-                        let line = from.add(pair * self.layer.value_stride() + vector * PAIR);
-                        _mm512_loadu_si512(line.cast())
+                        _mm512_loadu_si512(from.add(at).cast())
                     };
                     _mm512_store_si512(to.add(pair * LINE_BYTES).cast(), line);
+                    if !values.is_null() {
+                        S::prefetch(values.wrapping_add(at).cast());
+                        S::prefetch(keys.wrapping_add(at).cast());
+                    }
                 }
             }
         }

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use super::amx::{Bf16Operands, Configured, Strided, TILE_ROWS, product_bf16};
 use super::linear::{BLOCK, Gated, LinearOut, TileRoom, fetch_next};
-use super::linear_integer::Quantized;
+use super::linear_integer::{Numbers, Quantized};
 use super::memory::LINE_BYTES;
 use super::rough::roughly_activated;
 use super::simd::Simd as _;
@@ -235,47 +235,93 @@ pub(crate) unsafe fn gated_bf16_amx<W: Tiled>(
 }
 
 /// A block's weights `d (code + offset) + m` in bf16, two columns of 16 outputs in each of 16 lines.
-///
-/// A code is put into the mantissa of 256, which makes it the number 256 + code without a conversion; `m` is lessened by as
-/// much. What that loses of `m`, 2^-16 of `d`, is far below bf16's rounding.
 #[inline(always)]
 unsafe fn round<F: Quantized>(w: *const u8, block: usize, to: *mut u8) {
-    /// The bits of 256 in f32, and those of its mantissa a byte goes to.
-    const BASE: i32 = 0x4380_0000;
-    const CODE: i32 = 0x007f_8000;
-    // Two vectors, one after the other, to pairs.
-    let pairs: [u16; BLOCK] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
-    let pairs = _mm512_loadu_si512(pairs.as_ptr().cast());
-    let numbers = F::numbers::<S>(w, block);
-    let shift = S::splat(f32::from(F::OFFSET) - 256.0);
-    let minimum = numbers.d.map(|d| {
-        let moved = S::mul(d, shift);
-        if F::MINIMUM {
-            S::add(numbers.m, moved)
-        } else {
-            moved
-        }
-    });
+    let Numbers { d, m } = F::numbers::<S>(w, block);
+    let m = if F::MINIMUM { m } else { S::splat(0.0) };
+    if let Some(lines) = F::nibbles(w, block) {
+        round_nibbles(lines, d, m, f32::from(F::OFFSET), to);
+        return;
+    }
     for (c, codes) in F::codes::<S>(w, block).into_iter().enumerate() {
-        let half = usize::from(F::HALVES && c >= 4);
-        let number = |moved: __m512i| {
-            // (moved & CODE) | BASE
-            let bits =
-                _mm512_ternarylogic_epi32::<0xea>(moved, _mm512_set1_epi32(CODE), _mm512_set1_epi32(BASE));
-            S::fma(numbers.d[half], _mm512_castsi512_ps(bits), minimum[half])
-        };
+        let d = d[usize::from(F::HALVES && c >= 4)];
+        let m = S::fma(d, S::splat(f32::from(F::OFFSET)), m);
         let columns = [
-            number(_mm512_slli_epi32::<15>(codes)),
-            number(_mm512_slli_epi32::<7>(codes)),
-            number(_mm512_srli_epi32::<1>(codes)),
-            number(_mm512_srli_epi32::<9>(codes)),
+            number::<15, 0xff>(_mm512_slli_epi32::<15>(codes), d, m),
+            number::<15, 0xff>(_mm512_slli_epi32::<7>(codes), d, m),
+            number::<15, 0xff>(_mm512_srli_epi32::<1>(codes), d, m),
+            number::<15, 0xff>(_mm512_srli_epi32::<9>(codes), d, m),
         ];
         for at in 0..2 {
-            let rounded = _mm512_cvtne2ps_pbh(columns[2 * at + 1], columns[2 * at]);
-            // SAFETY: the same 64 bytes under another name.
-            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
-            let line = _mm512_permutexvar_epi16(pairs, rounded);
+            let line = pairs(columns[2 * at], columns[2 * at + 1]);
             _mm512_store_si512(to.add(LINE_BYTES * (2 * c + at)).cast(), line);
         }
     }
+}
+
+/// [`round`] of four lines of nibbles. One byte has its low nibble, and the next its high one, where numbers want codes; a
+/// shuffle brings two more there.
+#[inline(always)]
+unsafe fn round_nibbles(lines: *const u8, d: [__m512; 2], m: __m512, offset: f32, to: *mut u8) {
+    let m = [S::fma(d[0], S::splat(offset), m), S::fma(d[1], S::splat(offset), m)];
+    // Which byte of each lane goes to its second, whose high nibble is a code, and to its third, whose low one is.
+    let shuffle = |second: i32, third: i32| {
+        let lanes = _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0);
+        _mm512_add_epi32(lanes, _mm512_set1_epi32(second << 8 | third << 16))
+    };
+    let (firsts, middles, lasts) = (shuffle(0, 0), shuffle(2, 1), shuffle(3, 3));
+    for h in 0..4 {
+        let codes = _mm512_load_si512(lines.add(LINE_BYTES * h).cast());
+        let first = _mm512_shuffle_epi8(codes, firsts);
+        let middle = _mm512_shuffle_epi8(codes, middles);
+        let last = _mm512_shuffle_epi8(codes, lasts);
+        let low = [
+            number::<16, 0xf>(first, d[0], m[0]),
+            number::<16, 0xf>(middle, d[0], m[0]),
+            number::<16, 0xf>(codes, d[0], m[0]),
+            number::<16, 0xf>(last, d[0], m[0]),
+        ];
+        let high = [
+            number::<12, 0xf>(first, d[1], m[1]),
+            number::<12, 0xf>(codes, d[1], m[1]),
+            number::<12, 0xf>(middle, d[1], m[1]),
+            number::<12, 0xf>(last, d[1], m[1]),
+        ];
+        for at in 0..2 {
+            let (low, high) = (
+                pairs(low[2 * at], low[2 * at + 1]),
+                pairs(high[2 * at], high[2 * at + 1]),
+            );
+            _mm512_store_si512(to.add(LINE_BYTES * (2 * h + at)).cast(), low);
+            _mm512_store_si512(to.add(LINE_BYTES * (2 * h + at + 8)).cast(), high);
+        }
+    }
+}
+
+/// `d code + m` of codes of bits `BITS` from bit `AT` on, all of them below bit 23; the upper half is the number in bf16.
+///
+/// A code is put into the mantissa of `2^(23 - AT)`, which makes it the number `2^(23 - AT) + code` without a conversion; `m`
+/// is lessened by as much. What that loses of `m`, at most 2^-12 of `d`, is far below bf16's rounding, which is to nearest,
+/// halves away from zero: in integers it takes less time than the instruction for it and the permutation its results need.
+#[inline(always)]
+unsafe fn number<const AT: u32, const BITS: i32>(codes: __m512i, d: __m512, m: __m512) -> __m512i {
+    let one = (1_u32 << (23 - AT)) as f32;
+    let less = S::fma(d, S::splat(-one), m);
+    // (codes & BITS) | one
+    let bits = _mm512_ternarylogic_epi32::<0xea>(
+        codes,
+        _mm512_set1_epi32(BITS << AT),
+        _mm512_set1_epi32(one.to_bits().cast_signed()),
+    );
+    let number = S::fma(d, _mm512_castsi512_ps(bits), less);
+    _mm512_add_epi32(_mm512_castps_si512(number), _mm512_set1_epi32(0x8000))
+}
+
+/// The upper halves of two columns in pairs.
+#[inline(always)]
+unsafe fn pairs(first: __m512i, second: __m512i) -> __m512i {
+    // (second & UPPER) | (first >> 16 & !UPPER)
+    const UPPER: i32 = -0x1_0000;
+    let first = _mm512_srli_epi32::<16>(first);
+    _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi32(UPPER), second, first)
 }

@@ -46,6 +46,11 @@ pub(crate) trait Quantized {
     unsafe fn numbers<S: Simd>(w: *const u8, block: usize) -> Numbers<S>;
     /// The codes of a block, 4 columns in each vector, in order.
     unsafe fn codes<S: Simd>(w: *const u8, block: usize) -> [S::B; 8];
+    /// Where a block's codes are if they are just what [`nibbles`](super::linear::nibbles) reads.
+    #[inline(always)]
+    unsafe fn nibbles(_w: *const u8, _block: usize) -> Option<*const u8> {
+        None
+    }
 }
 
 /// A block's numbers in f32, a lane for each output.

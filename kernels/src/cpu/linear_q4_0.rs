@@ -31,6 +31,11 @@ impl Quantized for Q4_0 {
     unsafe fn codes<S: Simd>(w: *const u8, block: usize) -> [S::B; 8] {
         nibbles::<S>(w.add(block / 2 * PAIR_BYTES + 64 + block % 2 * LINES_BYTES))
     }
+
+    #[inline(always)]
+    unsafe fn nibbles(w: *const u8, block: usize) -> Option<*const u8> {
+        Some(w.add(block / 2 * PAIR_BYTES + 64 + block % 2 * LINES_BYTES))
+    }
 }
 
 impl PanelDot for Q4_0Exact {

@@ -30,6 +30,11 @@ impl Quantized for Q4_1 {
     unsafe fn codes<S: Simd>(w: *const u8, block: usize) -> [S::B; 8] {
         nibbles::<S>(w.add(BLOCK_BYTES * block + LINES))
     }
+
+    #[inline(always)]
+    unsafe fn nibbles(w: *const u8, block: usize) -> Option<*const u8> {
+        Some(w.add(BLOCK_BYTES * block + LINES))
+    }
 }
 
 impl PanelDot for Q4_1Exact {
