@@ -362,7 +362,7 @@ fn main() {
         return;
     }
     if has("batch") {
-        (0..20).for_each(|_| println!("32 sequences: {:.1} tokens/s", decode(program, 32, 128, 8)));
+        (0..20).for_each(|_| println!("16 sequences: {:.1} tokens/s", decode(program, 16, 288, 8)));
         return;
     }
     for round in 0..3 {

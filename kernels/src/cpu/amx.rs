@@ -66,10 +66,19 @@ impl Configured {
     /// # Safety
     /// This process can execute AMX instructions, and nobody else configures this thread's tiles while this lives.
     pub(crate) unsafe fn new(columns: usize) -> Self {
+        // SAFETY: by contract.
+        unsafe { Self::with_rows(TILE_ROWS, columns) }
+    }
+
+    /// With tiles of so many rows of results and activations, from 1 to 16: products take as long as they have rows.
+    ///
+    /// # Safety
+    /// See [`Self::new`].
+    pub(crate) unsafe fn with_rows(rows: usize, columns: usize) -> Self {
         let shape = |tile: usize| match tile / 2 {
-            2 => (TILE_ROWS, columns),
+            2 => (rows, columns),
             3 => (columns / 4, LINE),
-            _ => (TILE_ROWS, LINE),
+            _ => (rows, LINE),
         };
         let mut config = Config {
             palette: 1,
@@ -388,15 +397,15 @@ macro_rules! weighted {
     };
     (add, 2) => {
         concat!(
-            "tileloadd tmm5, [{values} + {line}]\ntdpbf16ps tmm0, tmm4, tmm5\n",
-            "tileloadd tmm6, [{values} + {line} + 2048]\ntdpbf16ps tmm1, tmm4, tmm6\n"
+            "tileloadd tmm6, [{values} + {line}]\ntdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloadd tmm7, [{values} + {line} + 2048]\ntdpbf16ps tmm1, tmm4, tmm7\n"
         )
     };
     (add, 4) => {
         concat!(
             weighted!(add, 2),
-            "tileloadd tmm7, [{values} + {line} + 4096]\ntdpbf16ps tmm2, tmm4, tmm7\n",
-            "tileloadd tmm5, [{values} + {line} + 6144]\ntdpbf16ps tmm3, tmm4, tmm5\n"
+            "tileloadd tmm6, [{values} + {line} + 4096]\ntdpbf16ps tmm2, tmm4, tmm6\n",
+            "tileloadd tmm7, [{values} + {line} + 6144]\ntdpbf16ps tmm3, tmm4, tmm7\n"
         )
     };
     (store, 2) => {

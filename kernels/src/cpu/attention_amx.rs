@@ -43,7 +43,7 @@ pub(crate) const fn fits(width: usize) -> bool {
 pub(crate) unsafe fn attend_amx<T: KvElement>(unit: &Attend<'_, T>) {
     let rows = unit.tokens * unit.heads;
     unit.begin::<S>();
-    let _tiles = Configured::new(LINE_BYTES);
+    let _tiles = Configured::with_rows(rows.min(TILE_ROWS), LINE_BYTES);
     let seen = unit.groups(0..unit.tokens);
     let groups_from = |first_group: usize| seen.start.max(first_group)..seen.end.min(first_group + GROUPS);
     let first = seen.start / GROUPS * GROUPS;
@@ -194,7 +194,11 @@ impl<T: KvElement> Attend<'_, T> {
                 if capped {
                     score = self.power::<S>(score);
                 }
-                *kept = if ALL { score } else { tile.seen::<S>(&seen, g, score) };
+                *kept = if ALL {
+                    score
+                } else {
+                    tile.seen::<S>(&seen, g, score)
+                };
                 largest = S::max(largest, *kept);
             }
             let reference = self.scratch.part(Part::Maxima, row);
@@ -205,9 +209,7 @@ impl<T: KvElement> Attend<'_, T> {
                 *reference = S::max_lane(largest);
                 let factor = exp2_below_1::<S>(S::splat(before - *reference));
                 S::store(sums, S::mul(S::load(sums), factor));
-                let results = self
-                    .scratch
-                    .part(Part::Results, row * self.layer.width_padded);
+                let results = self.scratch.part(Part::Results, row * self.layer.width_padded);
                 for d in (0..self.layer.width_padded).step_by(LANES) {
                     S::store(results.add(d), S::mul(S::load(results.add(d)), factor));
                 }

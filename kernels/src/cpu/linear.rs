@@ -443,17 +443,16 @@ impl<D: PanelDot> LinearKernel<'_, D> {
     }
 }
 
-/// While block `block` of the panel at `w` is unpacked, fetches the same of the next panel: products take long enough for it.
+/// Fetches what a block of `bytes` at `at` lies in. The next panel's, while each block of this one is unpacked: products take
+/// long enough for it.
 ///
 /// # Safety
 /// See [`Simd`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) unsafe fn fetch_next<S: Simd>(matrix: &Matrix, w: *const u8, block: usize) {
-    let block_bytes = matrix.panel_bytes / (matrix.width / BLOCK).max(1);
-    let next = w.wrapping_add(matrix.panel_bytes + block * block_bytes);
-    for line in (0..block_bytes).step_by(LINE_BYTES) {
-        S::prefetch(next.wrapping_add(line));
+pub(crate) unsafe fn fetch<S: Simd>(at: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(LINE_BYTES) {
+        S::prefetch(at.wrapping_add(line));
     }
 }
 

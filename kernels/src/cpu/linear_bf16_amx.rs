@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::amx::{Bf16Operands, Configured, Strided, TILE_ROWS, product_bf16};
-use super::linear::{BLOCK, Gated, LinearOut, TileRoom, fetch_next};
+use super::linear::{BLOCK, Gated, LinearOut, TileRoom, fetch};
 use super::linear_integer::{Numbers, Quantized};
 use super::memory::LINE_BYTES;
 use super::rough::roughly_activated;
@@ -53,9 +53,13 @@ pub(crate) struct Rounded<F>(PhantomData<F>);
 impl<F: Quantized> Tiled for Rounded<F> {
     #[inline(always)]
     unsafe fn panel(matrix: &Matrix, panel: usize, room: *mut u8) -> *const u8 {
-        let w = matrix.panel(panel);
-        for block in 0..matrix.width / BLOCK {
-            fetch_next::<S>(matrix, w, block);
+        let (w, blocks) = (matrix.panel(panel), matrix.width / BLOCK);
+        let (next, bytes) = (
+            w.wrapping_add(matrix.panel_bytes),
+            matrix.panel_bytes / blocks.max(1),
+        );
+        for block in 0..blocks {
+            fetch::<S>(next.wrapping_add(block * bytes), bytes);
             round::<F>(w, block, room.add(BLOCK_BYTES * block));
         }
         room
@@ -263,7 +267,10 @@ unsafe fn round<F: Quantized>(w: *const u8, block: usize, to: *mut u8) {
 /// shuffle brings two more there.
 #[inline(always)]
 unsafe fn round_nibbles(lines: *const u8, d: [__m512; 2], m: __m512, offset: f32, to: *mut u8) {
-    let m = [S::fma(d[0], S::splat(offset), m), S::fma(d[1], S::splat(offset), m)];
+    let m = [
+        S::fma(d[0], S::splat(offset), m),
+        S::fma(d[1], S::splat(offset), m),
+    ];
     // Which byte of each lane goes to its second, whose high nibble is a code, and to its third, whose low one is.
     let shuffle = |second: i32, third: i32| {
         let lanes = _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0);

@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::amx::{Configured, TILE_RESULTS, TILE_ROWS, product_int8};
-use super::linear::{BLOCK, LinearOut, TileRoom, fetch_next, finish};
+use super::linear::{BLOCK, LinearOut, TileRoom, fetch, finish};
 use super::linear_integer::Quantized;
 use super::memory::LINE_BYTES;
 use super::quantize_rows::{EIGHT, QuantRows, QuantTile};
@@ -67,8 +67,12 @@ pub(crate) unsafe fn linear_int8_amx<F: Quantized>(
     let blocks = matrix.width / BLOCK;
     for panel in panels {
         let w = matrix.panel(panel);
+        let (next, bytes) = (
+            w.wrapping_add(matrix.panel_bytes),
+            matrix.panel_bytes / blocks.max(1),
+        );
         for block in 0..blocks {
-            fetch_next::<S>(matrix, w, block);
+            fetch::<S>(next.wrapping_add(block * bytes), bytes);
             unpack::<F>(w, block, room.0.add(BLOCK_BYTES * block));
         }
         for row in rows.clone().step_by(TILE_ROWS) {

@@ -62,3 +62,70 @@ pub(crate) unsafe fn roughly_activated(function: Activation, x: __m512) -> __m51
         _ => activated::<S>(function, x),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a function makes of some numbers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+    unsafe fn each(function: Option<Activation>, x: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; x.len()];
+        for (from, to) in x.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
+            let x = S::load(from.as_ptr());
+            let y = match function {
+                None => exp2(x),
+                Some(function) => roughly_activated(function, x),
+            };
+            S::store(to.as_mut_ptr(), y);
+        }
+        out
+    }
+
+    fn has_avx512() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512bf16")
+    }
+
+    #[test]
+    fn functions_are_right_to_twelve_bits() {
+        if !has_avx512() {
+            return;
+        }
+        let x: Vec<f32> = (-16_000..16_000).map(|i| i as f32 / 128.0).collect();
+        let check = |function: Option<Activation>, exact: &dyn Fn(f64) -> f64, range: f32| {
+            // SAFETY: the machine has the instructions.
+            let got = unsafe { each(function, &x) };
+            for (&x, got) in x.iter().zip(got).filter(|(x, _)| x.abs() < range) {
+                let expected = exact(f64::from(x));
+                assert!(
+                    (f64::from(got) - expected).abs() <= expected.abs() / 4096.0 + 1e-30,
+                    "{function:?} of {x}: {got} instead of {expected}"
+                );
+            }
+        };
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        check(None, &f64::exp2, 125.0);
+        check(Some(Activation::Sigmoid), &sigmoid, 80.0);
+        check(Some(Activation::Silu), &|x| x * sigmoid(x), 80.0);
+        let gelu = |x: f64| x * sigmoid(1.595_769_121_6 * (x + 0.044_715 * x * x * x));
+        check(Some(Activation::GeluTanh), &gelu, 8.0);
+    }
+
+    #[test]
+    fn ends_are_exact() {
+        if !has_avx512() {
+            return;
+        }
+        let mut x = [0.0; 16];
+        x[..5].copy_from_slice(&[f32::NEG_INFINITY, -1e30, -126.0, -125.5, 0.0]);
+        // SAFETY: the machine has the instructions.
+        let (powers, silu) = unsafe { (each(None, &x), each(Some(Activation::Silu), &[-1e4; 16])) };
+        assert_eq!(powers[..5], [0.0, 0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(silu, [0.0; 16], "no overflow");
+    }
+}
