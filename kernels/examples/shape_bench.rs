@@ -1,6 +1,6 @@
 //! Times a program with SmolLM2-135M's shape and random weights: prefill of 512 tokens in the device's steps, decode
 //! of 128 tokens after them, and decode of several sequences at once. Arguments: `[q4_1|q4_0|q8_0|bf16|f16|f32]
-//! [auto|f32] [threads] [portable|avx2|avx512-vnni|avx512-bf16|amx] [prefill|decode|batch]`; the last for a profile of
+//! [auto|f32] [threads] [portable|avx2|avx512-vnni|avx512-bf16|amx] [prefill|long|decode|batch]`; the last for a profile of
 //! one kind of step alone.
 #![expect(clippy::print_stdout, reason = "a measurement is for reading")]
 
@@ -355,6 +355,10 @@ fn main() {
     let program = program.as_mut();
     if has("prefill") {
         (0..20).for_each(|_| println!("prefill 512: {:.0} tokens/s", prefill(program, 512, chunk)));
+        return;
+    }
+    if has("long") {
+        (0..10).for_each(|_| println!("prefill 2048: {:.0} tokens/s", prefill(program, 2048, chunk)));
         return;
     }
     if has("decode") {
