@@ -76,7 +76,6 @@ struct Limits {
     read_gb_per_s: f64,
     f32_gop_per_s: f64,
     int8_gop_per_s: Option<f64>,
-    tile_int8_gop_per_s: Option<f64>,
     tile_bf16_gop_per_s: Option<f64>,
 }
 
@@ -88,7 +87,6 @@ impl Limits {
             read_gb_per_s: 0.0,
             f32_gop_per_s: 0.0,
             int8_gop_per_s: None,
-            tile_int8_gop_per_s: None,
             tile_bf16_gop_per_s: None,
         }
     }
@@ -104,27 +102,27 @@ impl Limits {
         self.f32_gop_per_s = self.f32_gop_per_s.max(gop(Arithmetic::F32).unwrap_or(0.0));
         for (best, arithmetic) in [
             (&mut self.int8_gop_per_s, Arithmetic::Int8),
-            (&mut self.tile_int8_gop_per_s, Arithmetic::TileInt8),
             (&mut self.tile_bf16_gop_per_s, Arithmetic::TileBf16),
         ] {
             *best = [*best, gop(arithmetic)].into_iter().flatten().reduce(f64::max);
         }
     }
 
-    /// Many rows of quantized weights are multiplied as bytes unless f32 is asked for, in tiles where there are any. So are
-    /// those of bf16 weights, twice: activations are split in two.
+    /// Unless f32 is asked for, a prompt's rows are multiplied in bf16 tiles where there are any, with weights of all dtypes but
+    /// f16 and f32; elsewhere with quantized weights as bytes.
     fn arithmetic(&self, dtype: DType, precision: Precision) -> (&'static str, f64) {
         let f32 = ("GFLOP/s of f32", self.f32_gop_per_s);
-        if precision == Precision::F32 {
+        if precision == Precision::F32 || matches!(dtype, DType::F16 | DType::F32) {
             return f32;
         }
-        let found = if dtype.block_elements() > 1 {
-            let tiles = self.tile_int8_gop_per_s.map(|peak| ("GOP/s of int8 tiles", peak));
-            tiles.or_else(|| self.int8_gop_per_s.map(|peak| ("GOP/s of int8", peak)))
-        } else {
-            let tiles = self.tile_bf16_gop_per_s.filter(|_| dtype == DType::Bf16);
-            tiles.map(|peak| ("GFLOP/s of bf16 tiles", peak))
-        };
+        let tiles = self
+            .tile_bf16_gop_per_s
+            .map(|peak| ("GFLOP/s of bf16 tiles", peak));
+        let found = tiles.or_else(|| {
+            self.int8_gop_per_s
+                .filter(|_| dtype.block_elements() > 1)
+                .map(|peak| ("GOP/s of int8", peak))
+        });
         found.unwrap_or(f32)
     }
 }
