@@ -106,7 +106,7 @@ pub(super) enum Part {
     Scores,
     /// `[rows, 64]`, or as many bf16.
     Weights,
-    /// `[rows]`
+    /// `[rows]`: the largest scores so far; in tiles of AMX, what scores are measured from.
     Maxima,
     /// `[64, width]`, as tiles of bf16.
     Values,

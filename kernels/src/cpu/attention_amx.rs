@@ -1,5 +1,5 @@
-//! Attention on AMX, over keys and values in bf16: scores and weighted values of 16 rows are products of
-//! tiles, in between is the softmax that vectors do everywhere. Tiles of 64 places, masks and the order of their sums are
+//! Attention on AMX, over keys and values in bf16: scores and weighted values of 16 rows are products of tiles, in between is
+//! a softmax of its own, whose weights are as exact as bf16. Tiles of 64 places, masks and the order of their sums are
 //! those of `attention.rs`, so that here too a row's result does not depend on its neighbours.
 #![expect(
     unsafe_op_in_unsafe_fn,

@@ -202,6 +202,17 @@ pub(crate) unsafe fn activated<S: Simd>(function: Activation, x: S::F) -> S::F {
     }
 }
 
+/// `2 u` of GELU's `0.5 x (1 + tanh(u))`, which is `x` times the sigmoid of it.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn gelu_exponent<S: Simd>(x: S::F) -> S::F {
+    let cube = S::mul(S::mul(x, x), x);
+    let inner = S::fma(cube, S::splat(0.044_715), x);
+    S::mul(inner, S::splat(1.595_769))
+}
+
 struct Map<O: LaneOp> {
     op: O,
     a: *const f32,
@@ -290,10 +301,7 @@ lane_op!(SiluOp, SiluOp, |a, b| S::mul(a, sigmoid::<S>(a)));
 lane_op!(SigmoidOp, SigmoidOp, |a, b| sigmoid::<S>(a));
 lane_op!(ReluOp, ReluOp, |a, b| S::max(a, S::splat(0.0)));
 lane_op!(GeluTanhOp, GeluTanhOp, |a, b| {
-    // 0.5 (1 + tanh(u)) = sigmoid(2 u)
-    let cube = S::mul(S::mul(a, a), a);
-    let inner = S::fma(cube, S::splat(0.044_715), a);
-    S::mul(a, sigmoid::<S>(S::mul(inner, S::splat(1.595_769))))
+    S::mul(a, sigmoid::<S>(gelu_exponent::<S>(a)))
 });
 
 impl<F: Fn(f32) -> f32 + Copy> LaneOp for ScalarOp<F> {

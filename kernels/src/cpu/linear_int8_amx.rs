@@ -1,5 +1,6 @@
-//! Integer linear maps of many output rows on AMX (other rows are rounded to bf16 if there are many): tiles of 16 rows by 16 outputs, one block of 32 columns at a time, since each
-//! block has scales of its own. Same integers as the vector kernels', put together by the same formula: the same bits.
+//! Integer linear maps of many output rows on AMX (other rows are rounded to bf16 if there are many): tiles of 16 rows by 16
+//! outputs, one block of 32 columns at a time, since each block has scales of its own. Same integers as the vector kernels',
+//! put together by the same formula: the same bits.
 //!
 //! A panel's codes are unpacked once, as signed bytes in the order tiles want (which is the panel's own), and all rows pass
 //! it. Products run some blocks ahead of the vector code that scales their results, so that both units are busy.

@@ -29,13 +29,19 @@ impl Quantized for Q4_0 {
 
     #[inline(always)]
     unsafe fn codes<S: Simd>(w: *const u8, block: usize) -> [S::B; 8] {
-        nibbles::<S>(w.add(block / 2 * PAIR_BYTES + 64 + block % 2 * LINES_BYTES))
+        nibbles::<S>(lines(w, block))
     }
 
     #[inline(always)]
     unsafe fn nibbles(w: *const u8, block: usize) -> Option<*const u8> {
-        Some(w.add(block / 2 * PAIR_BYTES + 64 + block % 2 * LINES_BYTES))
+        Some(lines(w, block))
     }
+}
+
+/// Where a block's codes are.
+#[inline(always)]
+unsafe fn lines(w: *const u8, block: usize) -> *const u8 {
+    w.add(block / 2 * PAIR_BYTES + 64 + block % 2 * LINES_BYTES)
 }
 
 impl PanelDot for Q4_0Exact {

@@ -28,13 +28,19 @@ impl Quantized for Q4_1 {
 
     #[inline(always)]
     unsafe fn codes<S: Simd>(w: *const u8, block: usize) -> [S::B; 8] {
-        nibbles::<S>(w.add(BLOCK_BYTES * block + LINES))
+        nibbles::<S>(lines(w, block))
     }
 
     #[inline(always)]
     unsafe fn nibbles(w: *const u8, block: usize) -> Option<*const u8> {
-        Some(w.add(BLOCK_BYTES * block + LINES))
+        Some(lines(w, block))
     }
+}
+
+/// Where a block's codes are.
+#[inline(always)]
+unsafe fn lines(w: *const u8, block: usize) -> *const u8 {
+    w.add(BLOCK_BYTES * block + LINES)
 }
 
 impl PanelDot for Q4_1Exact {
