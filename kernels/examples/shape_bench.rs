@@ -1,7 +1,7 @@
 //! Times a program with SmolLM2-135M's shape and random weights: prefill of 512 tokens in the device's steps, decode
 //! of 128 tokens after them, and decode of several sequences at once. Arguments: `[q4_1|q4_0|q8_0|bf16|f16|f32]
-//! [auto|f32] [threads] [portable|avx2|avx512-vnni|avx512-bf16|amx] [prefill|long|decode|batch]`; the last for a profile of
-//! one kind of step alone.
+//! [auto|f32] [threads] [portable|avx2|avx512-vnni|avx512-bf16|amx] [prefill|long|decode|batch|clients]`; the
+//! last for a profile of one kind of step alone.
 #![expect(clippy::print_stdout, reason = "a measurement is for reading")]
 
 use std::num::NonZeroUsize;
@@ -367,6 +367,10 @@ fn main() {
     }
     if has("batch") {
         (0..20).for_each(|_| println!("16 sequences: {:.1} tokens/s", decode(program, 16, 288, 8)));
+        return;
+    }
+    if has("clients") {
+        (0..20).for_each(|_| println!("32 sequences: {:.1} tokens/s", decode(program, 32, 128, 8)));
         return;
     }
     for round in 0..3 {

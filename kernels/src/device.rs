@@ -205,8 +205,8 @@ pub struct StepBatch {
     /// The sequences they belong to.
     pub sequences: Vec<SequenceSlice>,
     /// How many of them, the first ones, go on with what they have generated; the others work through a prompt. A device may
-    /// compute prompts' rows in a faster way that rounds otherwise, and all rows if many are generated. Beside that, a row's result
-    /// does not depend on its batch.
+    /// compute prompts' rows in a faster way that rounds otherwise, and all rows, output rows too, if many are generated.
+    /// Beside that, a row's result does not depend on its batch.
     pub generating: usize,
     /// Indices into `tokens` of the rows whose output is wanted, ascending.
     pub output_rows: Vec<usize>,

@@ -61,25 +61,20 @@ struct Config {
 pub(crate) struct Configured(PhantomData<*const ()>);
 
 impl Configured {
-    /// Tiles 0 to 3 for results, 4 and 5 for activations of `columns` bytes, 6 and 7 for as many columns of weights.
+    /// Tiles 0 to 3 for results, 4 and 5 for activations, 6 and 7 for weights.
     ///
     /// # Safety
     /// This process can execute AMX instructions, and nobody else configures this thread's tiles while this lives.
-    pub(crate) unsafe fn new(columns: usize) -> Self {
+    pub(crate) unsafe fn new() -> Self {
         // SAFETY: by contract.
-        unsafe { Self::with_rows(TILE_ROWS, columns) }
+        unsafe { Self::with_rows(TILE_ROWS) }
     }
 
     /// With tiles of so many rows of results and activations, from 1 to 16: products take as long as they have rows.
     ///
     /// # Safety
     /// See [`Self::new`].
-    pub(crate) unsafe fn with_rows(rows: usize, columns: usize) -> Self {
-        let shape = |tile: usize| match tile / 2 {
-            2 => (rows, columns),
-            3 => (columns / 4, LINE),
-            _ => (rows, LINE),
-        };
+    pub(crate) unsafe fn with_rows(rows: usize) -> Self {
         let mut config = Config {
             palette: 1,
             start_row: 0,
@@ -88,8 +83,8 @@ impl Configured {
             rows: [0; 16],
         };
         for tile in 0..8 {
-            let (rows, bytes) = shape(tile);
-            (config.rows[tile], config.row_bytes[tile]) = (rows as u8, bytes as u16);
+            config.row_bytes[tile] = LINE as u16;
+            config.rows[tile] = if tile < 6 { rows } else { TILE_ROWS } as u8;
         }
         // SAFETY: by contract. The assembly may read memory, so the configuration is written before.
         unsafe {
@@ -106,48 +101,7 @@ impl Drop for Configured {
     }
 }
 
-macro_rules! product_int8 {
-    ($result:literal, $x:literal, $w:literal, $from:expr) => {{
-        let (x, x_stride, w, to) = $from;
-        asm!(
-            concat!("tilezero tmm", $result),
-            concat!("tileloadd tmm", $x, ", [{x} + {x_stride}]"),
-            concat!("tileloadd tmm", $w, ", [{w} + {line}]"),
-            concat!("tdpbssd tmm", $result, ", tmm", $x, ", tmm", $w),
-            concat!("tilestored [{to} + {line}], tmm", $result),
-            x = in(reg) x,
-            x_stride = in(reg) x_stride,
-            w = in(reg) w,
-            to = in(reg) to,
-            line = in(reg) LINE,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack, preserves_flags)
-        )
-    }};
-}
-
-/// `to[row][output] = sum over columns of x[row][column] w[output][column]`, in i32 for 16 rows and 16 outputs. The 16 rows
-/// of `x` are `x_stride` bytes apart; of `w` each line has four columns of 16 outputs. `slot`, from 0 to 3, should differ
-/// from that of the calls before: it chooses the registers.
-///
-/// # Safety
-/// Tiles are configured for the columns that `x` and `w` have; `to` has room for [`TILE_RESULTS`].
-#[inline(always)]
-pub(crate) unsafe fn product_int8(slot: usize, x: *const i8, x_stride: usize, w: *const u8, to: *mut i32) {
-    let from = (x, x_stride, w, to);
-    // SAFETY: by contract.
-    unsafe {
-        match slot {
-            0 => product_int8!("0", "4", "6", from),
-            1 => product_int8!("1", "5", "7", from),
-            2 => product_int8!("2", "4", "6", from),
-            _ => product_int8!("3", "5", "7", from),
-        }
-    }
-}
-
-/// Operands of [`product_bf16`].
+/// Operands of [`add_bf16`].
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16Operands {
     /// Steps of 32 columns.
@@ -199,37 +153,18 @@ macro_rules! step_rounded {
     };
 }
 
-/// Code of one step of split activations.
+/// Code of one step of a tile of split activations.
 macro_rules! step_split {
-    ($row_tiles:tt) => {
+    () => {
         concat!(
-            step_bf16!($row_tiles, "0"),
-            step_bf16!($row_tiles, "1024"),
-            "add {x0}, 2048\n",
-            "add {x1}, 2048\n",
-        )
-    };
-}
-
-/// Code that adds `x` to the results of one or two tiles of rows.
-macro_rules! step_bf16 {
-    (1, $offset:literal) => {
-        concat!(
-            "tileloadd tmm4, [{x0} + {line} + ",
-            $offset,
-            "]\n",
+            "tileloadd tmm4, [{x0} + {line}]\n",
             "tdpbf16ps tmm0, tmm4, tmm6\n",
             "tdpbf16ps tmm1, tmm4, tmm7\n",
-        )
-    };
-    (2, $offset:literal) => {
-        concat!(
-            step_bf16!(1, $offset),
-            "tileloadd tmm5, [{x1} + {line} + ",
-            $offset,
-            "]\n",
-            "tdpbf16ps tmm2, tmm5, tmm6\n",
-            "tdpbf16ps tmm3, tmm5, tmm7\n",
+            "tileloadd tmm4, [{x0} + {line} + 1024]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            "add {x0}, 2048\n",
+            "/* {x1} */\n",
         )
     };
 }
@@ -255,12 +190,6 @@ impl Strided {
 
 /// Code for the results of one or two tiles of rows, which lie next to each other by twos.
 macro_rules! results {
-    (zero, 1) => {
-        "tilezero tmm0\ntilezero tmm1\n"
-    };
-    (zero, 2) => {
-        concat!(results!(zero, 1), "tilezero tmm2\ntilezero tmm3\n")
-    };
     (load, 1) => {
         "tileloadd tmm0, [{to0} + {stride}]\ntileloadd tmm1, [{to0} + {stride} + 64]\n/* {to1} */\n"
     };
@@ -281,11 +210,62 @@ macro_rules! results {
     };
 }
 
-macro_rules! product_bf16 {
-    ($start:tt, $row_tiles:tt, $step:expr, $operands:expr, $to:expr) => {{
-        let (operands, to) = ($operands, $to);
+macro_rules! sums_bf16 {
+    ($kind:tt, $row_tiles:tt, $at:expr) => {
         asm!(
-            results!($start, $row_tiles),
+            results!($kind, $row_tiles),
+            to0 = in(reg) $at.base,
+            to1 = in(reg) $at.base.wrapping_add(TILE_ROWS * $at.stride),
+            stride = in(reg) $at.stride,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nostack)
+        )
+    };
+}
+
+/// Begins sums for 16 or, if `row_tiles` is 2, 32 rows of 32 outputs, 16 of one panel and 16 of another, in tiles 0 to 3: with
+/// what is at `from`, or with zeros.
+///
+/// # Safety
+/// Tiles are configured, and used for nothing else until the sums are stored; `from` has the rows.
+#[inline(always)]
+pub(crate) unsafe fn begin_bf16(row_tiles: usize, from: Option<Strided>) {
+    // SAFETY: by contract.
+    unsafe {
+        match (row_tiles, from) {
+            (1, Some(from)) => sums_bf16!(load, 1, from),
+            (_, Some(from)) => sums_bf16!(load, 2, from),
+            (_, None) => asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, nomem)
+            ),
+        }
+    }
+}
+
+/// Stores the sums that [`begin_bf16`] began.
+///
+/// # Safety
+/// As for that function, of `to`.
+#[inline(always)]
+pub(crate) unsafe fn store_bf16(row_tiles: usize, to: Strided) {
+    // SAFETY: by contract.
+    unsafe {
+        match row_tiles {
+            1 => sums_bf16!(store, 1, to),
+            _ => sums_bf16!(store, 2, to),
+        }
+    }
+}
+
+macro_rules! add_bf16 {
+    ($step:expr, $operands:expr) => {{
+        let operands = $operands;
+        asm!(
             "2:",
             "tileloadd tmm6, [{w0} + {line}]",
             "tileloadd tmm7, [{w1} + {line}]",
@@ -294,47 +274,33 @@ macro_rules! product_bf16 {
             "add {w1}, 1024",
             "dec {steps}",
             "jnz 2b",
-            results!(store, $row_tiles),
             w0 = inout(reg) operands.w[0] => _,
             w1 = inout(reg) operands.w[1] => _,
             x0 = inout(reg) operands.x[0] => _,
             x1 = inout(reg) operands.x[1] => _,
             steps = inout(reg) operands.steps => _,
-            to0 = in(reg) to.base,
-            to1 = in(reg) to.base.wrapping_add(TILE_ROWS * to.stride),
-            stride = in(reg) to.stride,
             line = in(reg) LINE,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack)
+            options(nostack, readonly)
         )
     }};
 }
 
-/// The sums over all steps of `x w` in f32 to 16 or, if `row_tiles` is 2, 32 rows of 32 outputs: 16 of the first panel, then 16
-/// of the second. `add`: whether the sums begin with what is there. `split`: whether `x` has lower halves.
+/// Adds `x w` over some steps to the sums that [`begin_bf16`] began, of `row_tiles` tiles of rows. `split`: whether `x` has lower
+/// halves, for one tile of rows.
 ///
 /// # Safety
-/// Tiles are configured for 64 bytes of columns; there is at least one step, and the operands have as many; `to` has the rows.
+/// Sums were begun, and not stored, of as many tiles; there is at least one step, and the operands have as many.
 #[inline(always)]
-pub(crate) unsafe fn product_bf16(
-    row_tiles: usize,
-    split: bool,
-    add: bool,
-    operands: Bf16Operands,
-    to: Strided,
-) {
+pub(crate) unsafe fn add_bf16(row_tiles: usize, split: bool, operands: Bf16Operands) {
     // SAFETY: by contract.
     unsafe {
-        match (row_tiles, split, add) {
-            (1, false, false) => product_bf16!(zero, 1, step_rounded!(1), operands, to),
-            (_, false, false) => product_bf16!(zero, 2, step_rounded!(2), operands, to),
-            (1, true, false) => product_bf16!(zero, 1, step_split!(1), operands, to),
-            (_, true, false) => product_bf16!(zero, 2, step_split!(2), operands, to),
-            (1, false, true) => product_bf16!(load, 1, step_rounded!(1), operands, to),
-            (_, false, true) => product_bf16!(load, 2, step_rounded!(2), operands, to),
-            (1, true, true) => product_bf16!(load, 1, step_split!(1), operands, to),
-            (_, true, true) => product_bf16!(load, 2, step_split!(2), operands, to),
+        debug_assert!(row_tiles == 1 || !split);
+        match (row_tiles, split) {
+            (1, false) => add_bf16!(step_rounded!(1), operands),
+            (_, false) => add_bf16!(step_rounded!(2), operands),
+            (_, true) => add_bf16!(step_split!(), operands),
         }
     }
 }
@@ -367,10 +333,11 @@ macro_rules! scores {
 }
 
 /// `to[row][key] = sum over elements of q[row][element] keys[key][element]` in f32, for 16 rows and 16 keys of bf16 and `steps`
-/// times 32 elements. Each line of `keys` has two elements of each key. `slot`: as for [`product_int8`].
+/// times 32 elements. Each line of `keys` has two elements of each key. `slot`, from 0 to 3,
+/// should differ from that of the call before: it chooses the registers.
 ///
 /// # Safety
-/// Tiles are configured for 64 bytes of columns; there is at least one step; what is named can be read and written.
+/// Tiles are configured; there is at least one step; what is named can be read and written.
 #[inline(always)]
 pub(crate) unsafe fn scores(slot: usize, q: Strided, keys: *const u8, steps: usize, to: Strided) {
     // SAFETY: by contract.
@@ -475,7 +442,10 @@ pub(crate) unsafe fn scores_of_four(q: Strided, keys: [*const u8; 4], steps: usi
     // SAFETY: by contract.
     unsafe {
         asm!(
-            results!(zero, 2),
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
             "2:",
             "tileloadd tmm4, [{q} + {q_stride}]",
             "tileloadd tmm6, [{keys0} + {line}]",
@@ -520,7 +490,7 @@ macro_rules! rounds {
         /// results that do not wait for each other.
         ///
         /// # Safety
-        /// Tiles are configured for 64 bytes of columns.
+        /// Tiles are configured.
         pub(crate) unsafe fn $name(rounds: usize) {
             // SAFETY: by contract; nothing but tiles and the counter changes. Whatever tiles hold is multiplied.
             unsafe {
@@ -561,7 +531,7 @@ mod tests {
             let before = galerne_amx_trap::executed();
             // SAFETY: AMX can be executed.
             unsafe {
-                let _tiles = Configured::new(LINE);
+                let _tiles = Configured::new();
                 run(3);
             }
             // Other tests may be at it too, but not fewer than this one.
@@ -570,36 +540,6 @@ mod tests {
                 executed > 3 * ROUND_PRODUCTS as u64 || Isa::detect() == Isa::Amx,
                 "{executed}"
             );
-        }
-    }
-
-    #[test]
-    fn each_slot_multiplies_with_registers_of_its_own() {
-        if Isa::detect() != Isa::Amx && !galerne_amx_trap::install() {
-            return;
-        }
-        for columns in [16, 32] {
-            let x: Vec<i8> = (0..TILE_ROWS * columns).map(|i| (i * 37 % 251) as i8).collect();
-            let w: Vec<u8> = (0..16 * columns).map(|i| (i * 91 % 253) as u8).collect();
-            let expected: Vec<i32> = (0..TILE_RESULTS)
-                .map(|at| {
-                    let (row, output) = (at / 16, at % 16);
-                    let product = |column: usize| {
-                        let w = w[column / 4 * LINE + 4 * output + column % 4].cast_signed();
-                        i32::from(x[row * columns + column]) * i32::from(w)
-                    };
-                    (0..columns).map(product).sum()
-                })
-                .collect();
-            for slot in 0..4 {
-                let mut got = vec![-1; TILE_RESULTS];
-                // SAFETY: AMX can be executed; the arrays are as long as the tiles.
-                unsafe {
-                    let _tiles = Configured::new(columns);
-                    product_int8(slot, x.as_ptr(), columns, w.as_ptr(), got.as_mut_ptr());
-                }
-                assert_eq!(got, expected, "slot {slot}, {columns} columns");
-            }
         }
     }
 }

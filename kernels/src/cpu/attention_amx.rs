@@ -43,7 +43,7 @@ pub(crate) const fn fits(width: usize) -> bool {
 pub(crate) unsafe fn attend_amx<T: KvElement>(unit: &Attend<'_, T>) {
     let rows = unit.tokens * unit.heads;
     unit.begin::<S>();
-    let _tiles = Configured::with_rows(rows.min(TILE_ROWS), LINE_BYTES);
+    let _tiles = Configured::with_rows(rows.min(TILE_ROWS));
     let seen = unit.groups(0..unit.tokens);
     let groups_from = |first_group: usize| seen.start.max(first_group)..seen.end.min(first_group + GROUPS);
     let first = seen.start / GROUPS * GROUPS;

@@ -63,7 +63,7 @@ struct Prepared {
 }
 
 /// Generated rows from which on they are rounded as prompts' are: unpacking weights then costs less than scaling every
-/// block's integers (1.2 x at 16 rows, 1.3 x at 32, but 0.8 x at 8, on a Sapphire Rapids).
+/// block's integers (1.2 x at 16 rows and more at 32, but 0.9 x at 8, on a Sapphire Rapids).
 const BUSY_ROWS: usize = 12;
 
 /// Rows whose inputs stay in a core's second cache while all panels pass. Tiles want more rows to a panel, which is unpacked
@@ -165,11 +165,12 @@ impl StepJob {
         let tiles = auto && self.loaded.isa == Isa::Amx;
         let any = |wanted: fn(DType) -> bool| parts.iter().any(|part| wanted(part.matrix.dtype));
         let rows = self.rect(x).rows;
-        let of_tokens = self.loaded.program.buffers[x.buffer.index()].rows == Rows::Tokens;
+        let of = self.loaded.program.buffers[x.buffer.index()].rows;
         let prompts = match self.step.prompts {
-            _ if !tiles || !of_tokens => rows,
+            _ if !tiles => rows,
             BUSY_ROWS.. => 0,
-            generated => generated,
+            generated if of == Rows::Tokens => generated,
+            _ => rows,
         };
         Forms {
             quantized: auto && prompts > 0 && any(|dtype| dtype.block_elements() > 1),

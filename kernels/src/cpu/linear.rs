@@ -16,8 +16,6 @@ use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::linear_bf16_amx::{Rounded, Stored, Tiled, gated_bf16_amx, linear_bf16_amx};
 use super::linear_grouped::{GroupedExact, Q4K, Q5_0, Q5_1, Q5K, Q6K};
-#[cfg(target_arch = "x86_64")]
-use super::linear_int8_amx::{linear_int8_amx, rows_in_tiles};
 use super::linear_integer::{Int8, Quantized};
 use super::linear_plain::{Bf16, F16, F32};
 use super::linear_q4_0::{Q4_0, Q4_0Exact};
@@ -81,12 +79,12 @@ pub(crate) struct LinearOut {
     pub(crate) accumulate: bool,
 }
 
-/// A worker's own room for the tiles of a linear map, aligned to cache lines: see `linear_int8_amx`.
+/// A worker's own room for the tiles of a linear map, aligned to cache lines: see `linear_bf16_amx`.
 #[derive(Clone, Copy)]
 pub(crate) struct TileRoom(pub(crate) *mut u8);
 
 impl TileRoom {
-    /// Bytes for two panels of `width` columns in bf16, more than the codes of one take.
+    /// Bytes for two panels of `width` columns in bf16.
     pub(crate) const fn size_bytes(width: usize) -> usize {
         2 * width.next_multiple_of(BLOCK) * LANES * size_of::<u16>()
     }
@@ -156,7 +154,6 @@ pub(crate) unsafe fn linear(
             panels: panels.clone(),
             rows: rows.clone(),
             x,
-            room: input.room,
             out,
         };
         match matrix.dtype {
@@ -283,29 +280,14 @@ struct Int8Job<'a> {
     panels: Range<usize>,
     rows: Range<usize>,
     x: QuantRows,
-    room: Option<TileRoom>,
     out: LinearOut,
 }
 
 impl Int8Job<'_> {
-    /// In tiles where there are any and the rows fill them, else in vectors.
-    ///
     /// # Safety
     /// See [`linear`].
     unsafe fn run<F: Quantized>(self) {
-        let Range { mut start, end } = self.rows;
-        #[cfg(target_arch = "x86_64")]
-        if let (Isa::Amx, Some(room)) = (self.isa, self.room) {
-            let tiled = start + rows_in_tiles(end - start);
-            if tiled > start {
-                let (panels, rows) = (self.panels.clone(), start..tiled);
-                linear_int8_amx::<F>(self.matrix, panels, rows, self.x, room, self.out);
-                start = tiled;
-            }
-        }
-        if start < end {
-            run::<Int8<F>>(self.isa, self.matrix, self.panels, start..end, self.x, self.out);
-        }
+        run::<Int8<F>>(self.isa, self.matrix, self.panels, self.rows, self.x, self.out);
     }
 }
 
@@ -443,31 +425,12 @@ impl<D: PanelDot> LinearKernel<'_, D> {
     }
 }
 
-/// Fetches what a block of `bytes` at `at` lies in. The next panel's, while each block of this one is unpacked: products take
-/// long enough for it.
-///
-/// # Safety
-/// See [`Simd`].
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-pub(crate) unsafe fn fetch<S: Simd>(at: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(LINE_BYTES) {
-        S::prefetch(at.wrapping_add(line));
-    }
-}
-
 /// Adds bias and what is there to a row's sums for a panel, as `out` says, and writes them.
 ///
 /// # Safety
 /// As for [`linear`], of panel `panel` and row `row`.
 #[inline(always)]
-pub(crate) unsafe fn finish<S: Simd>(
-    matrix: &Matrix,
-    out: &LinearOut,
-    mut sum: S::F,
-    panel: usize,
-    row: usize,
-) {
+unsafe fn finish<S: Simd>(matrix: &Matrix, out: &LinearOut, mut sum: S::F, panel: usize, row: usize) {
     let first = panel * LANES;
     let outputs = LANES.min(matrix.rows - first);
     let to = out.rect.base.add(row * out.rect.stride + out.column + first);

@@ -2,7 +2,7 @@
 //! (`linear_q*.rs`, `linear_grouped.rs`); how its codes are multiplied depends on their size only.
 //!
 //! A block's part of an output is `m sum(x) + d scale_x dot(q, x) + fine part`, in this order of operations wherever the dot
-//! product was made: it is an integer, so vector and tile kernels give the same bits.
+//! product was made: it is an integer, so all vector kernels give the same bits.
 #![expect(
     unsafe_op_in_unsafe_fn,
     reason = "kernel bodies are covered by the contracts of Simd and PanelDot"

@@ -165,7 +165,7 @@ mod x86 {
     unsafe fn tile_rounds(rounds: usize, run: unsafe fn(usize)) -> f32 {
         // SAFETY: by contract; nobody else uses this thread's tiles.
         unsafe {
-            let _tiles = Configured::new(64);
+            let _tiles = Configured::new();
             run(rounds.max(1));
         }
         0.0

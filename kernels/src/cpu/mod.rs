@@ -19,8 +19,6 @@ mod linear;
 #[cfg(target_arch = "x86_64")]
 mod linear_bf16_amx;
 mod linear_grouped;
-#[cfg(target_arch = "x86_64")]
-mod linear_int8_amx;
 mod linear_integer;
 mod linear_plain;
 mod linear_q4_0;

@@ -37,15 +37,6 @@ pub(crate) struct QuantTile {
     pub(super) numbers: [QuantNumbers; 2],
 }
 
-impl QuantTile {
-    /// Whether the fine codes matter to any row.
-    #[inline(always)]
-    pub(super) fn is_fine(&self) -> bool {
-        let any = |half: usize| u64::from_ne_bytes(self.numbers[half].flags);
-        any(0) | any(1) != 0
-    }
-}
-
 /// What scales and corrects the codes of eight rows of a tile.
 #[repr(C, align(64))]
 pub(crate) struct QuantNumbers {
