@@ -140,10 +140,13 @@ fn best_step(b: &mut Bencher<'_>, program: &mut dyn LoadedProgram, batch: &StepB
     });
 }
 
-/// One program of as many equal linear maps as make up `weight_bytes`, and their number and bytes.
-fn linears(dtype: DType, weight_bytes: usize) -> (Build, usize, usize) {
-    let bytes = dtype.row_bytes((INNER * OUTER) as usize).expect("whole blocks");
-    let maps = weight_bytes.div_ceil(bytes).max(1);
+/// Bytes of one map's weights.
+fn map_bytes(dtype: DType) -> usize {
+    dtype.row_bytes((INNER * OUTER) as usize).expect("whole blocks")
+}
+
+/// One program of so many equal linear maps.
+fn linears(dtype: DType, maps: usize) -> Build {
     let mut build = Build::new(1);
     let x = build.input(INNER);
     let out = build.buffer(Rows::Tokens, OUTER);
@@ -176,14 +179,13 @@ fn linears(dtype: DType, weight_bytes: usize) -> (Build, usize, usize) {
         });
     }
     build.program.output = out;
-    (build, maps, maps * bytes)
+    build
 }
 
 fn linear(c: &mut Criterion) {
     let device = CpuDevice::new(CpuOptions::default()).expect("device");
     let mut limits = Limits::new(device.info().threads);
-    // One row is bound by reading the weights, so they are more than the caches hold.
-    for (rows, weight_bytes) in [(1_usize, WEIGHT_BYTES), (8, 1), (256, 1)] {
+    for rows in [1_usize, 8, 512] {
         let mut group = c.benchmark_group(format!("linear {INNER} to {OUTER}, {rows} rows"));
         group
             .sample_size(10)
@@ -197,7 +199,14 @@ fn linear(c: &mut Criterion) {
             DType::F16,
             DType::F32,
         ] {
-            let (build, maps, bytes) = linears(dtype, weight_bytes);
+            let maps = match rows {
+                // Bound by reading the weights, so they are more than the caches hold.
+                1 => WEIGHT_BYTES.div_ceil(map_bytes(dtype)),
+                8 => 1,
+                // So many that waking the workers and making the input count for little.
+                _ => 8,
+            };
+            let build = linears(dtype, maps);
             let operations = 2 * u64::from(INNER) * u64::from(OUTER) * (rows * maps) as u64;
             group.throughput(Throughput::Elements(operations));
             for precision in [Precision::Auto, Precision::F32] {
@@ -210,7 +219,7 @@ fn linear(c: &mut Criterion) {
                     continue; // not chosen on the command line
                 }
                 limits.look();
-                let s = best.as_secs_f64();
+                let (s, bytes) = (best.as_secs_f64(), maps * map_bytes(dtype));
                 let (what, rate, limit) = if rows == 1 {
                     ("GB/s of memory", bytes as f64 / s / 1e9, limits.read_gb_per_s)
                 } else {

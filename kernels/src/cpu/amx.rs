@@ -188,6 +188,16 @@ impl Strided {
     }
 }
 
+/// Fetches the line of `to` to be written.
+///
+/// # Safety
+/// The processor knows the instruction, as those with AVX-512 do.
+#[inline(always)]
+pub(crate) unsafe fn fetch_to_write(to: *mut u8) {
+    // SAFETY: changes nothing, wherever `to` points.
+    unsafe { asm!("prefetchw [{}]", in(reg) to, options(nostack, preserves_flags)) };
+}
+
 /// Code for the results of one or two tiles of rows, which lie next to each other by twos.
 macro_rules! results {
     (load, 1) => {

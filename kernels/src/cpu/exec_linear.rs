@@ -10,7 +10,9 @@ use super::elementwise::{Elementwise, elementwise};
 use super::exec::StepJob;
 use super::fuse::Gate;
 use super::isa::Isa;
-use super::linear::{BLOCK, Gated, LinearIn, LinearOut, is_tiled, linear, linear_gated};
+use super::linear::{
+    BLOCK, Gated, LinearIn, LinearOut, STREAMS, is_tiled, linear, linear_gated, reads_in_streams,
+};
 use super::memory::Rect;
 use super::mixture::Part;
 use super::pool::{Poisoned, Worker};
@@ -103,7 +105,13 @@ impl StepJob {
         let pieces = panels.div_ceil(together);
         let chunk = chunk_rows(self.loaded.isa, x.width, forms);
         let chunks = x.rows.div_ceil(chunk);
-        worker.run(self.ticket(at, 0), chunks * pieces, |mut units| {
+        // Else what is over after each claim would be read in fewer streams.
+        let multiple = if reads_in_streams(self.loaded.isa, x.rows) {
+            STREAMS
+        } else {
+            1
+        };
+        worker.run_by(multiple, self.ticket(at, 0), chunks * pieces, |mut units| {
             // Only with a piece in hand: nobody else can then go on and overwrite what is read.
             let input = *input.get_or_insert_with(|| self.prepare_own(worker, x, forms, prologue));
             while !units.is_empty() {

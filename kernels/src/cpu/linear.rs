@@ -32,7 +32,7 @@ pub(crate) const BLOCK: usize = 32;
 /// Panels that stay in cache while all rows pass. Each is read from end to end: one stream is what AMD's prefetchers like.
 const PANELS: usize = 4;
 /// Panels read side by side where several streams are faster than one: see [`Isa::reads_in_streams`].
-const STREAMS: usize = 4;
+pub(crate) const STREAMS: usize = 4;
 /// Most rows for which they are: with more, products take longer than reading, and the sums of several panels no longer fit
 /// the registers.
 const STREAMED_ROWS_MAX: usize = 4;
@@ -291,6 +291,11 @@ impl Int8Job<'_> {
     }
 }
 
+/// Whether so many rows are multiplied with [`STREAMS`] panels at once.
+pub(crate) fn reads_in_streams(isa: Isa, rows: usize) -> bool {
+    rows <= STREAMED_ROWS_MAX && isa.reads_in_streams()
+}
+
 unsafe fn run<D: PanelDot>(
     isa: Isa,
     matrix: &Matrix,
@@ -302,7 +307,7 @@ unsafe fn run<D: PanelDot>(
     dispatch(
         isa,
         LinearKernel::<D> {
-            in_streams: rows.len() <= STREAMED_ROWS_MAX && isa.reads_in_streams(),
+            in_streams: reads_in_streams(isa, rows.len()),
             matrix,
             panels,
             rows,
@@ -334,6 +339,10 @@ impl<D: PanelDot> Kernel for LinearKernel<'_, D> {
                 self.rows_of::<S, STREAMS>(std::array::from_fn(|stream| panel + stream * each + at));
             }
             panel += STREAMS * each;
+            if self.panels.end - panel >= 2 {
+                self.rows_of::<S, 2>([panel, panel + 1]);
+                panel += 2;
+            }
         }
         while panel < self.panels.end {
             let side_by_side = PANELS.min(self.panels.end - panel);

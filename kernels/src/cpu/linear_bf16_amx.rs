@@ -13,7 +13,9 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::amx::{Bf16Operands, Configured, Strided, TILE_ROWS, add_bf16, begin_bf16, store_bf16};
+use super::amx::{
+    Bf16Operands, Configured, Strided, TILE_ROWS, add_bf16, begin_bf16, fetch_to_write, store_bf16,
+};
 use super::linear::{BLOCK, Gated, LinearOut, TileRoom};
 use super::linear_integer::{Numbers, Quantized};
 use super::memory::LINE_BYTES;
@@ -156,6 +158,13 @@ impl<'a, W: Tiled> Pair<'a, W> {
     #[inline(always)]
     unsafe fn product(&self, row: usize, row_tiles: usize, add: bool, to: Strided) {
         begin_bf16(row_tiles, add.then_some(to));
+        if !add {
+            // Tiles are stored at once, too fast for lines that have to come from further away.
+            for row in 0..row_tiles * TILE_ROWS {
+                fetch_to_write(to.row(row));
+                fetch_to_write(to.row(row).wrapping_add(LINE_BYTES));
+            }
+        }
         if let Some(w) = self.made {
             self.add(row, row_tiles, 0..self.x.blocks, w);
         } else {

@@ -47,15 +47,27 @@ impl Worker<'_> {
         &self,
         ticket: &Ticket,
         units: usize,
+        part: impl FnMut(Range<usize>),
+    ) -> Result<(), Poisoned> {
+        self.run_by(1, ticket, units, part)
+    }
+
+    /// As [`Self::run`], with pieces of a multiple of `multiple` units while there are as many.
+    #[inline]
+    pub(crate) fn run_by(
+        &self,
+        multiple: usize,
+        ticket: &Ticket,
+        units: usize,
         mut part: impl FnMut(Range<usize>),
     ) -> Result<(), Poisoned> {
         let mut finished = 0;
-        while let Some(piece) = ticket.claim(self.index, units) {
+        while let Some(piece) = ticket.claim(self.index, units, multiple) {
             finished += piece.len();
             part(piece);
         }
         self.finish(ticket, finished, units);
-        while let Some(piece) = ticket.steal(self.index, units) {
+        while let Some(piece) = ticket.steal(self.index, units, multiple) {
             let count = piece.len();
             part(piece);
             self.finish(ticket, count, units);
@@ -115,23 +127,23 @@ impl Ticket {
     }
 
     /// The next units of a worker's own share, or `None` if all are taken.
-    fn claim(&self, worker: usize, total: usize) -> Option<Range<usize>> {
+    fn claim(&self, worker: usize, total: usize, multiple: usize) -> Option<Range<usize>> {
         let share = self.share(worker, total);
         let alone = self.shares.len() == 1;
         let (front, _, piece) = self.take(worker, share.len(), 0, |left| {
             // Large pieces first: few claims, and enough left for others to help with.
-            if alone { left } else { left.div_ceil(2) }
+            if alone { left } else { half(left, multiple) }
         })?;
         Some(share.start + front..share.start + front + piece)
     }
 
     /// Units that another worker has not begun, or `None` if there are none.
-    fn steal(&self, thief: usize, total: usize) -> Option<Range<usize>> {
+    fn steal(&self, thief: usize, total: usize, multiple: usize) -> Option<Range<usize>> {
         let workers = self.shares.len();
         (1..workers).find_map(|step| {
             let worker = (thief + step) % workers;
             let share = self.share(worker, total);
-            let (_, back, piece) = self.take(worker, share.len(), 32, |left| left.div_ceil(2))?;
+            let (_, back, piece) = self.take(worker, share.len(), 32, |left| half(left, multiple))?;
             Some(share.end - back - piece..share.end - back)
         })
     }
@@ -157,6 +169,11 @@ impl Ticket {
             }
         }
     }
+}
+
+/// Half of the units left, and as many more as make a multiple.
+fn half(left: usize, multiple: usize) -> usize {
+    left.div_ceil(2).next_multiple_of(multiple).min(left)
 }
 
 /// Where the workers of one task wait for the end of a phase.
@@ -424,7 +441,16 @@ mod tests {
 
     #[test]
     fn claims_and_thefts_cover_every_share_once() {
-        for (workers, total) in [(1, 7), (2, 1), (3, 100), (4, 3), (5, 64)] {
+        let cases = [
+            (1, 7, 1),
+            (2, 1, 1),
+            (3, 100, 1),
+            (4, 3, 1),
+            (5, 64, 1),
+            (2, 36, 4),
+            (3, 7, 4),
+        ];
+        for (workers, total, multiple) in cases {
             let ticket = Ticket::new(workers);
             let mut taken = vec![0; total];
             let mut take = |piece: Option<Range<usize>>| {
@@ -432,15 +458,24 @@ mod tests {
                     .map(|piece| piece.for_each(|unit| taken[unit] += 1))
                     .is_some()
             };
+            let claim = |worker| ticket.claim(worker, total, multiple);
+            let steal = |worker| ticket.steal(worker, total, multiple);
             // The first worker comes alone and does what the others leave; then the others come too late.
-            while take(ticket.claim(0, total)) {}
-            take(ticket.claim(workers - 1, total));
-            while take(ticket.steal(0, total)) {}
+            while take(claim(0)) {}
+            take(claim(workers - 1));
+            while take(steal(0)) {}
             for worker in 0..workers {
-                assert!(!take(ticket.claim(worker, total)) && !take(ticket.steal(worker, total)));
+                assert!(!take(claim(worker)) && !take(steal(worker)));
             }
             assert_eq!(taken, vec![1; total], "{workers} workers");
         }
+    }
+
+    #[test]
+    fn pieces_are_multiples_while_there_are_as_many() {
+        let ticket = Ticket::new(2);
+        let pieces: Vec<_> = std::iter::from_fn(|| ticket.claim(1, 37, 4)).collect();
+        assert_eq!(pieces, [18..30, 30..34, 34..37]);
     }
 
     #[test]
