@@ -200,6 +200,9 @@ pub(crate) unsafe fn fetch_to_write(to: *mut u8) {
 
 /// Code for the results of one or two tiles of rows, which lie next to each other by twos.
 macro_rules! results {
+    (zero) => {
+        "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3\n"
+    };
     (load, 1) => {
         "tileloadd tmm0, [{to0} + {stride}]\ntileloadd tmm1, [{to0} + {stride} + 64]\n/* {to1} */\n"
     };
@@ -246,10 +249,7 @@ pub(crate) unsafe fn begin_bf16(row_tiles: usize, from: Option<Strided>) {
             (1, Some(from)) => sums_bf16!(load, 1, from),
             (_, Some(from)) => sums_bf16!(load, 2, from),
             (_, None) => asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
+                results!(zero),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 options(nostack, nomem)
             ),
@@ -343,8 +343,8 @@ macro_rules! scores {
 }
 
 /// `to[row][key] = sum over elements of q[row][element] keys[key][element]` in f32, for 16 rows and 16 keys of bf16 and `steps`
-/// times 32 elements. Each line of `keys` has two elements of each key. `slot`, from 0 to 3,
-/// should differ from that of the call before: it chooses the registers.
+/// times 32 elements. Each line of `keys` has two elements of each key. `slot`, from 0 to 3, should differ from that of the call
+/// before: it chooses the registers.
 ///
 /// # Safety
 /// Tiles are configured; there is at least one step; what is named can be read and written.
@@ -452,10 +452,7 @@ pub(crate) unsafe fn scores_of_four(q: Strided, keys: [*const u8; 4], steps: usi
     // SAFETY: by contract.
     unsafe {
         asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
+            results!(zero),
             "2:",
             "tileloadd tmm4, [{q} + {q_stride}]",
             "tileloadd tmm6, [{keys0} + {line}]",

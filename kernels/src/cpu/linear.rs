@@ -16,7 +16,7 @@ use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::linear_bf16_amx::{Rounded, Stored, Tiled, gated_bf16_amx, linear_bf16_amx};
 use super::linear_grouped::{GroupedExact, Q4K, Q5_0, Q5_1, Q5K, Q6K};
-use super::linear_integer::{Int8, Quantized};
+use super::linear_integer::Int8;
 use super::linear_plain::{Bf16, F16, F32};
 use super::linear_q4_0::{Q4_0, Q4_0Exact};
 use super::linear_q4_1::{Q4_1, Q4_1Exact};
@@ -148,23 +148,15 @@ pub(crate) unsafe fn linear(
         return;
     }
     if let Some(x) = input.quant {
-        let job = Int8Job {
-            isa,
-            matrix,
-            panels: panels.clone(),
-            rows: rows.clone(),
-            x,
-            out,
-        };
         match matrix.dtype {
-            DType::Q4_1 => return job.run::<Q4_1>(),
-            DType::Q4_0 => return job.run::<Q4_0>(),
-            DType::Q8_0 | DType::Iq4Nl => return job.run::<Q8_0>(),
-            DType::Q5_0 => return job.run::<Q5_0>(),
-            DType::Q5_1 => return job.run::<Q5_1>(),
-            DType::Q4K => return job.run::<Q4K>(),
-            DType::Q5K => return job.run::<Q5K>(),
-            DType::Q6K => return job.run::<Q6K>(),
+            DType::Q4_1 => return run::<Int8<Q4_1>>(isa, matrix, panels, rows, x, out),
+            DType::Q4_0 => return run::<Int8<Q4_0>>(isa, matrix, panels, rows, x, out),
+            DType::Q8_0 | DType::Iq4Nl => return run::<Int8<Q8_0>>(isa, matrix, panels, rows, x, out),
+            DType::Q5_0 => return run::<Int8<Q5_0>>(isa, matrix, panels, rows, x, out),
+            DType::Q5_1 => return run::<Int8<Q5_1>>(isa, matrix, panels, rows, x, out),
+            DType::Q4K => return run::<Int8<Q4K>>(isa, matrix, panels, rows, x, out),
+            DType::Q5K => return run::<Int8<Q5K>>(isa, matrix, panels, rows, x, out),
+            DType::Q6K => return run::<Int8<Q6K>>(isa, matrix, panels, rows, x, out),
             DType::F32 | DType::F16 | DType::Bf16 => {}
         }
     }
@@ -270,24 +262,6 @@ impl TileJob<'_> {
 
     unsafe fn of<W: Tiled>(self) {
         linear_bf16_amx::<W>(self.matrix, self.panels, self.rows, self.x, self.room, self.out);
-    }
-}
-
-/// A linear map of quantized weights and activations.
-struct Int8Job<'a> {
-    isa: Isa,
-    matrix: &'a Matrix,
-    panels: Range<usize>,
-    rows: Range<usize>,
-    x: QuantRows,
-    out: LinearOut,
-}
-
-impl Int8Job<'_> {
-    /// # Safety
-    /// See [`linear`].
-    unsafe fn run<F: Quantized>(self) {
-        run::<Int8<F>>(self.isa, self.matrix, self.panels, self.rows, self.x, self.out);
     }
 }
 

@@ -2,7 +2,7 @@
 //! result does not depend on the others, so that one row takes the same way as hundreds.
 //!
 //! Weights in bf16 lie as tiles want them; quantized ones are rounded to bf16 panel by panel, and all rows pass what was
-//! made.
+//! made. Few rows pass a few blocks of columns at a time.
 #![expect(
     unsafe_op_in_unsafe_fn,
     reason = "kernel bodies are covered by the contract of linear_bf16_amx"
@@ -86,7 +86,7 @@ struct Results([[[f32; LANES]; 2]; ROWS]);
 const ROWS: usize = 2 * TILE_ROWS;
 /// Blocks that are made and multiplied together if no more rows than that pass them: vectors make the next ones while tiles are
 /// multiplied, and what was made is still in the first cache (0.8 x the time of all blocks first for 16 rows, by a bench of the
-/// loop on a Sapphire Rapids; 3 take as long as 2, 9 longer than all).
+/// loop on a Sapphire Rapids; 3 take as long as 2, and 9 as long as all or longer).
 const TOGETHER: usize = 2;
 
 /// A product of two panels, of one matrix or of two.

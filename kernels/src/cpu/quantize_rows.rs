@@ -24,7 +24,7 @@ pub(crate) const FINE: f32 = 254.0;
 const FINE_FACTOR: f32 = 2.0;
 /// Rows that one worker quantizes, and that vector kernels take at once: they share no cache line with others.
 pub(crate) const EIGHT: usize = 8;
-/// Rows that lie together: those a tile kernel takes at once.
+/// Rows that lie together.
 pub(crate) const TILE_ROWS: usize = 2 * EIGHT;
 
 /// Some rows' blocks of the same 32 columns, so that a kernel reaches all it needs from one address.
