@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use galerne_core::dtype::DType;
 use galerne_core::graph::Rows;
 use galerne_core::ids::{BlockId, TokenId};
@@ -22,9 +22,9 @@ use galerne_kernels::device::{
 use galerne_kernels::program::{AttentionLayer, Instr, WeightId};
 
 const BLOCK_TOKENS: usize = 16;
-/// Inner and outer width of the linear maps.
-const INNER: u32 = 576;
-const OUTER: u32 = 3_072;
+/// How often a map and what bounds it are timed in turn, and for how long each.
+const TURNS: usize = 15;
+const TURN: Duration = Duration::from_millis(20);
 /// Weights of one-row runs: about a small model.
 const WEIGHT_BYTES: usize = 96 << 20;
 
@@ -69,14 +69,10 @@ fn step(program: &mut dyn LoadedProgram, batch: &StepBatch) {
         .expect("step");
 }
 
-/// What the machine allows with all threads: the best seen so far in this run.
+/// What the machine allows with all threads.
 struct Limits {
     buffer: ReadBuffer,
     threads: NonZeroUsize,
-    read_gb_per_s: f64,
-    f32_gop_per_s: f64,
-    int8_gop_per_s: Option<f64>,
-    tile_bf16_gop_per_s: Option<f64>,
 }
 
 impl Limits {
@@ -84,73 +80,73 @@ impl Limits {
         Self {
             buffer: ReadBuffer::new(WEIGHT_BYTES).expect("memory"),
             threads: NonZeroUsize::new(threads).expect("a device has threads"),
-            read_gb_per_s: 0.0,
-            f32_gop_per_s: 0.0,
-            int8_gop_per_s: None,
-            tile_bf16_gop_per_s: None,
         }
     }
 
-    /// Measures again beside each kernel: a machine that others use too is not the same for the length of a run.
-    fn look(&mut self) {
-        let (isa, time) = (Isa::detect(), Duration::from_millis(50));
-        for streams in STREAMS {
-            let rate = self.buffer.gb_per_s(isa, self.threads, streams, time);
-            self.read_gb_per_s = self.read_gb_per_s.max(rate);
+    /// The name of what bounds a map and how much of it the machine has now, in units of 1e9 per second: one row is bound
+    /// by reading the weights, many by arithmetic. Unless f32 is asked for, a prompt's rows are multiplied in bf16 tiles
+    /// where there are any, with weights of all dtypes but f16 and f32; elsewhere with quantized weights as bytes.
+    fn look(&self, shape: Shape, dtype: DType, precision: Precision) -> (&'static str, f64) {
+        let isa = Isa::detect();
+        if shape.rows == 1 {
+            let rate = |streams| self.buffer.gb_per_s(isa, self.threads, streams, TURN / 4);
+            return (
+                "GB/s of memory",
+                STREAMS.into_iter().map(rate).fold(0.0, f64::max),
+            );
         }
-        let gop = |arithmetic| gop_per_s(arithmetic, isa, self.threads, time);
-        self.f32_gop_per_s = self.f32_gop_per_s.max(gop(Arithmetic::F32).unwrap_or(0.0));
-        for (best, arithmetic) in [
-            (&mut self.int8_gop_per_s, Arithmetic::Int8),
-            (&mut self.tile_bf16_gop_per_s, Arithmetic::TileBf16),
-        ] {
-            *best = [*best, gop(arithmetic)].into_iter().flatten().reduce(f64::max);
-        }
-    }
-
-    /// Unless f32 is asked for, a prompt's rows are multiplied in bf16 tiles where there are any, with weights of all dtypes but
-    /// f16 and f32; elsewhere with quantized weights as bytes.
-    fn arithmetic(&self, dtype: DType, precision: Precision) -> (&'static str, f64) {
-        let f32 = ("GFLOP/s of f32", self.f32_gop_per_s);
-        if precision == Precision::F32 || matches!(dtype, DType::F16 | DType::F32) {
-            return f32;
-        }
-        let tiles = self
-            .tile_bf16_gop_per_s
-            .map(|peak| ("GFLOP/s of bf16 tiles", peak));
-        let found = tiles.or_else(|| {
-            self.int8_gop_per_s
-                .filter(|_| dtype.block_elements() > 1)
-                .map(|peak| ("GOP/s of int8", peak))
-        });
-        found.unwrap_or(f32)
+        let rounded = precision == Precision::Auto && !matches!(dtype, DType::F16 | DType::F32);
+        [
+            (rounded, "GFLOP/s of bf16 tiles", Arithmetic::TileBf16),
+            (
+                rounded && dtype.block_elements() > 1,
+                "GOP/s of int8",
+                Arithmetic::Int8,
+            ),
+            (true, "GFLOP/s of f32", Arithmetic::F32),
+        ]
+        .into_iter()
+        .filter(|&(used, ..)| used)
+        .find_map(|(_, what, arithmetic)| Some((what, gop_per_s(arithmetic, isa, self.threads, TURN)?)))
+        .expect("f32 runs everywhere")
     }
 }
 
-/// Times steps and remembers the fastest mean.
-fn best_step(b: &mut Bencher<'_>, program: &mut dyn LoadedProgram, batch: &StepBatch, best: &mut Duration) {
-    b.iter_custom(|iterations| {
+/// The shortest step of one turn.
+fn best_step(program: &mut dyn LoadedProgram, batch: &StepBatch) -> Duration {
+    let end = Instant::now() + TURN;
+    let mut best = Duration::MAX;
+    while Instant::now() < end {
         let begin = Instant::now();
-        for _ in 0..iterations {
-            step(program, batch);
-        }
-        let elapsed = begin.elapsed();
-        *best = (*best).min(elapsed.div_f64(iterations as f64));
-        elapsed
-    });
+        step(program, batch);
+        best = best.min(begin.elapsed());
+    }
+    best
 }
 
-/// Bytes of one map's weights.
-fn map_bytes(dtype: DType) -> usize {
-    dtype.row_bytes((INNER * OUTER) as usize).expect("whole blocks")
+/// Widths of a linear map and the rows it gets.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    inner: u32,
+    outer: u32,
+}
+
+impl Shape {
+    /// Bytes of the weights.
+    fn bytes(self, dtype: DType) -> usize {
+        dtype
+            .row_bytes((self.inner * self.outer) as usize)
+            .expect("whole blocks")
+    }
 }
 
 /// One program of so many equal linear maps.
-fn linears(dtype: DType, maps: usize) -> Build {
+fn linears(shape: Shape, dtype: DType, maps: usize) -> Build {
     let mut build = Build::new(1);
-    let x = build.input(INNER);
-    let out = build.buffer(Rows::Tokens, OUTER);
-    let weight = build.matrix(dtype, OUTER, INNER);
+    let x = build.input(shape.inner);
+    let out = build.buffer(Rows::Tokens, shape.outer);
+    let weight = build.matrix(dtype, shape.outer, shape.inner);
     for map in 0..maps {
         if map > 0 {
             // The same numbers under a name of their own, so in memory of their own: making new ones takes longer than
@@ -184,9 +180,16 @@ fn linears(dtype: DType, maps: usize) -> Build {
 
 fn linear(c: &mut Criterion) {
     let device = CpuDevice::new(CpuOptions::default()).expect("device");
-    let mut limits = Limits::new(device.info().threads);
-    for rows in [1_usize, 8, 512] {
-        let mut group = c.benchmark_group(format!("linear {INNER} to {OUTER}, {rows} rows"));
+    let limits = Limits::new(device.info().threads);
+    // Gate and up of the demo model as one map, and for many rows its gate and its down.
+    for (rows, inner, outer) in [
+        (1, 576, 3_072),
+        (8, 576, 3_072),
+        (512, 576, 1_536),
+        (512, 1_536, 576),
+    ] {
+        let shape = Shape { rows, inner, outer };
+        let mut group = c.benchmark_group(format!("linear {inner} to {outer}, {rows} rows"));
         group
             .sample_size(10)
             .warm_up_time(Duration::from_millis(200))
@@ -201,34 +204,43 @@ fn linear(c: &mut Criterion) {
         ] {
             let maps = match rows {
                 // Bound by reading the weights, so they are more than the caches hold.
-                1 => WEIGHT_BYTES.div_ceil(map_bytes(dtype)),
+                1 => WEIGHT_BYTES.div_ceil(shape.bytes(dtype)),
                 8 => 1,
                 // So many that waking the workers and making the input count for little.
                 _ => 8,
             };
-            let build = linears(dtype, maps);
-            let operations = 2 * u64::from(INNER) * u64::from(OUTER) * (rows * maps) as u64;
+            let build = linears(shape, dtype, maps);
+            let operations = 2 * u64::from(inner) * u64::from(outer) * (rows * maps) as u64;
             group.throughput(Throughput::Elements(operations));
             for precision in [Precision::Auto, Precision::F32] {
                 let mut program = load(&device, &build, precision);
-                let (batch, mut best) = (batch(0, rows), Duration::MAX);
+                let (batch, mut chosen) = (batch(0, rows), false);
                 group.bench_function(format!("{dtype} {precision:?}"), |b| {
-                    best_step(b, program.as_mut(), &batch, &mut best);
+                    chosen = true;
+                    b.iter(|| step(program.as_mut(), &batch));
                 });
-                if best == Duration::MAX {
-                    continue; // not chosen on the command line
+                if !chosen {
+                    continue; // on the command line
                 }
-                limits.look();
-                let (s, bytes) = (best.as_secs_f64(), maps * map_bytes(dtype));
-                let (what, rate, limit) = if rows == 1 {
-                    ("GB/s of memory", bytes as f64 / s / 1e9, limits.read_gb_per_s)
+                let work = if rows == 1 {
+                    maps * shape.bytes(dtype)
                 } else {
-                    let (what, peak) = limits.arithmetic(dtype, precision);
-                    (what, operations as f64 / s / 1e9, peak)
+                    operations as usize
                 };
+                // In turn: a machine that others use too is not the same for the length of a run.
+                let mut turns = [(); TURNS].map(|()| {
+                    let s = best_step(program.as_mut(), &batch).as_secs_f64();
+                    let rate = work as f64 / s / 1e9;
+                    let (what, limit) = limits.look(shape, dtype, precision);
+                    (rate / limit, rate, limit, what)
+                });
+                turns.sort_by(|a, b| a.0.total_cmp(&b.0));
+                let (share, rate, limit, what) = turns[TURNS / 2];
                 println!(
-                    "    {rate:.1}: {:.1}% of the measured {limit:.1} {what}",
-                    100.0 * rate / limit
+                    "    {rate:.1}: {:.1}% ({:.1} to {:.1}) of the measured {limit:.1} {what}",
+                    100.0 * share,
+                    100.0 * turns[0].0,
+                    100.0 * turns[TURNS - 1].0,
                 );
             }
         }

@@ -14,6 +14,9 @@ pub(crate) struct Layout {
     pub(crate) elements: usize,
 }
 
+/// Elements from one row of a buffer to the next, of the elements in a row.
+pub(crate) type Stride = fn(usize) -> usize;
+
 /// Most rows a buffer can have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowsMax {
@@ -32,12 +35,12 @@ impl RowsMax {
 
 /// Places buffers: each takes the best-fitting place whose last user is done, or a new one. `later` are pairs of an instruction
 /// and a later one with which it runs: what the first reads lives until the second is done.
-pub(crate) fn place(program: &Program, later: &[(usize, usize)], rows: RowsMax) -> Layout {
+pub(crate) fn place(program: &Program, later: &[(usize, usize)], rows: RowsMax, stride: Stride) -> Layout {
     let lives = lives(program, later);
     let sizes: Vec<usize> = program
         .buffers
         .iter()
-        .map(|b| (rows.of(b.rows) * b.width as usize).next_multiple_of(LINE_ELEMENTS))
+        .map(|b| (rows.of(b.rows) * stride(b.width as usize)).next_multiple_of(LINE_ELEMENTS))
         .collect();
     let mut order: Vec<usize> = (0..sizes.len()).filter(|&b| lives[b].is_some()).collect();
     order.sort_by_key(|&b| lives[b].map(|(first, _)| first));
@@ -166,8 +169,9 @@ mod tests {
                 tokens: 4,
                 sequences: 1,
             },
+            |width| width + 16,
         );
-        assert_eq!(layout.elements, 2 * 4 * 32);
+        assert_eq!(layout.elements, 2 * 4 * 48);
         for pair in layout.starts.windows(2) {
             assert_ne!(pair[0], pair[1], "input and output of one instruction");
         }

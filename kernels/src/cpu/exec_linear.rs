@@ -103,8 +103,9 @@ impl StepJob {
         let together = if forms.rounded { 2 } else { 1 };
         let gated = matches!(op.gate, Gate::Made(_)) && forms.rounded;
         let pieces = panels.div_ceil(together);
-        let chunk = chunk_rows(self.loaded.isa, x.width, forms);
-        let chunks = x.rows.div_ceil(chunk);
+        let chunks = x.rows.div_ceil(chunk_rows(self.loaded.isa, x.width, forms));
+        // As many in each: else who has the smallest waits, or takes over rows that are in another core's cache.
+        let chunk = x.rows.div_ceil(chunks.max(1)).next_multiple_of(2 * TILE_ROWS);
         // Else what is over after each claim would be read in fewer streams.
         let multiple = if reads_in_streams(self.loaded.isa, x.rows) {
             STREAMS

@@ -11,7 +11,7 @@ use super::fuse::{Planned, join_gates, plan, prologues};
 use super::isa::Isa;
 use super::kv::KvPool;
 use super::linear::{BLOCK, TileRoom, is_tiled};
-use super::memory::{Arena, Memory, Rect};
+use super::memory::{Arena, LINE_BYTES, Memory, Rect};
 use super::mixture::{MixtureScratch, Part};
 use super::pool::Ticket;
 use super::quantize_rows::QuantBuffer;
@@ -155,7 +155,7 @@ impl Loaded {
             sequences: options.sequences_max,
         };
         let mut planned = plan(program);
-        let layout = place(program, &prologues(&planned), rows_max);
+        let layout = place(program, &prologues(&planned), rows_max, row_stride);
         let buffers = Memory::zeroed("buffers", layout.elements * 4)?;
         let kv_spec = KvSpec {
             dtype: options.kv_dtype(),
@@ -219,7 +219,7 @@ impl Loaded {
         let base = unsafe { self.buffers.f32s().add(first) };
         Rect {
             base,
-            stride: spec.width as usize,
+            stride: row_stride(spec.width as usize),
             width: view.width as usize,
             rows,
         }
@@ -248,6 +248,13 @@ impl Loaded {
                 + self.workers.iter().map(room).sum::<usize>(),
         }
     }
+}
+
+/// Elements from one row of `width` to the next: an odd number of cache lines, so that the same column of many rows (a
+/// tile stores 16) lies in as many sets of a cache. Where rows are a multiple of 4 KiB apart it is one set.
+fn row_stride(width: usize) -> usize {
+    const LINE_ELEMENTS: usize = LINE_BYTES / size_of::<f32>();
+    (width.div_ceil(LINE_ELEMENTS) | 1) * LINE_ELEMENTS
 }
 
 /// The width of the gated activation between two maps if rows in tiles can pass it without f32.

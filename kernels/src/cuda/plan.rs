@@ -129,7 +129,7 @@ impl<'a> ModelPlan<'a> {
             tokens: options.step_tokens_max,
             sequences: options.sequences_max,
         };
-        let layout = place(program, &[], rows_max);
+        let layout = place(program, &[], rows_max, |width| width);
         let pooled = options.kv.blocks.saturating_mul(options.kv.block_tokens);
         // No sequence is longer than the pool, and tables of rotations are long.
         let positions = if program.layers.is_empty() {
