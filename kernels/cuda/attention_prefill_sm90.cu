@@ -1,14 +1,24 @@
 // Attention of tiles of 128 packed rows over paged bf16 or f16 keys and values with Hopper's warpgroup products. Formula and
-// parameters in attention.cuh; f32 accumulation. Compiled only: no GPU has run it, and the shim cannot.
+// AttentionParams in attention.cuh; f32 accumulation. Compiled only: no GPU has run it, and the shim cannot.
 //
 // q, out [rows, heads * head_width] f32; head_width at most WIDTH, rows of codes 16-byte aligned. Grid (slots, kv_heads), 384 threads. The
 // first warpgroup copies keys and values, 128 at a time, to a ring of four places, keys and values in turn; each of the other
 // two has 64 rows of the tile, queries and results in registers. A place is WIDTH / 64 panels of 128 rows of 128 bytes, swizzled
 // (sm90.cuh). For each place two barriers: `full` (all copying threads), `empty` (all computing warps).
 //
+// Places all of whose keys are seen are copied by the tensor memory accelerator, a box of box_rows keys by 64 numbers at a time; at the
+// ends of what is seen, and of pools that are no matrix (box_rows 0), threads copy 16 bytes each and put zeros where nothing is seen.
+//
 //   scores of tile 0; for each tile: softmax, then results += probabilities x values and the next tile's scores together
 #include "attention_mma.cuh"
 #include "sm90.cuh"
+
+struct AttentionSm90Params {
+    AttentionParams attention;
+    uint32_t box_rows;    // keys of a box, of which PLACE_KEYS and a block are multiples; 0: no boxes
+    uint32_t block_rows;  // rows of `pool` from one block to the next
+    TensorMap pool;       // matrix of rows of head_width numbers from attention.kv.bytes on, boxes of box_rows by 64
+};
 
 constexpr uint32_t PLACES = 4, PLACE_KEYS = 128, GROUP_ROWS = 64, COMPUTE_WARPS = 8;
 
@@ -45,10 +55,37 @@ DEVICE Ring attention_ring() {
     return {start, barriers, barriers + PLACES};
 }
 
+// Says that the place before the turn's has been copied, if that was not said: as long as one is on its way, is_told is false.
+DEVICE void tell_copied(const Ring& ring, const Turn& turn, bool is_told) {
+    shared_written();
+    if (!is_told) arrive(ring.full + (turn.place + PLACES - 1) % PLACES);
+}
+
+// Keys, or values, of one step of an item, all of them seen, from this row of the pool on.
+template <uint32_t WIDTH>
+DEVICE void copy_boxes(const AttentionSm90Params& p, const uint32_t* blocks, uint32_t first, uint32_t row, const Ring& ring, Turn& turn) {
+    arrivals_wait(ring.empty + turn.place, turn.parity ^ 1);
+    uint64_t* full = ring.full + turn.place;
+    if (thread_index() == 0) {
+        arrive_expecting(full, Place<WIDTH>::BYTES);
+        unsigned char* place = ring.places + turn.place * Place<WIDTH>::BYTES;
+        for (uint32_t key = 0; key < PLACE_KEYS; key += p.box_rows) {
+            const uint32_t block = (first + key) / p.attention.kv.block_tokens;
+            const uint32_t from = row + blocks[block] * p.block_rows + (first + key) % p.attention.kv.block_tokens;
+#pragma unroll
+            for (uint32_t panel = 0; panel < WIDTH / 64; panel++)
+                box_start(place + panel * Place<WIDTH>::PANEL_BYTES + key * 128, p.pool, panel * 64, from, full);
+        }
+    } else {
+        arrive(full);
+    }
+    next_place(turn);
+}
+
 // Keys, or values, of one step of an item: copies and, when those of the place before have come, says that they have.
 template <uint32_t WIDTH>
 DEVICE void copy_place(const AttentionParams& p, const Ring& ring, Turn& turn, const unsigned char* pool, uint64_t own, uint32_t seen,
-                       bool& is_first) {
+                       bool& is_told) {
     constexpr uint32_t CHUNKS = WIDTH / 8, ROWS = WARP / CHUNKS, PASSES = WARP / ROWS;
     const uint32_t lane = thread_index() % WARP, warp = thread_index() / WARP;
     const uint32_t row_chunks = p.kv.head_width / 8;
@@ -63,19 +100,29 @@ DEVICE void copy_place(const AttentionParams& p, const Ring& ring, Turn& turn, c
     }
     copy_commit();
     copy_wait<1>();
-    matrices_written();
-    if (!is_first) arrive(ring.full + (turn.place + PLACES - 1) % PLACES);
-    is_first = false;
+    tell_copied(ring, turn, is_told);
+    is_told = false;
     next_place(turn);
 }
 
 template <uint32_t WIDTH>
-DEVICE void copy_item(const AttentionParams& p, const AttentionItem& item, const Ring& ring, Turn& turn, bool& is_first) {
+DEVICE void copy_item(const AttentionSm90Params& all, const AttentionItem& item, const Ring& ring, Turn& turn, bool& is_told) {
     constexpr uint32_t ROWS = WARP / (WIDTH / 8);
+    const AttentionParams& p = all.attention;
     const uint32_t lane = thread_index() % WARP, warp = thread_index() / WARP;
     const uint32_t first_seen = attention_row(p, item, block_y(), 0).begin;
     const uint32_t* blocks = p.block_table + static_cast<size_t>(item.sequence) * p.blocks_stride;
     for (uint32_t first = item.key_begin; first < item.key_end; first += PLACE_KEYS) {
+        const bool is_whole = first >= first_seen && first + PLACE_KEYS <= item.key_end;
+        if (is_whole && all.box_rows > 0 && first % all.box_rows == 0) {
+            copy_wait<0>();
+            tell_copied(ring, turn, is_told);
+            is_told = true;
+            const uint32_t keys = block_y() * p.kv.block_tokens;
+            copy_boxes<WIDTH>(all, blocks, first, keys, ring, turn);
+            copy_boxes<WIDTH>(all, blocks, first, keys + p.kv.kv_heads * p.kv.block_tokens, ring, turn);
+            continue;
+        }
         // The lane's key of those that its warp copies.
         const uint32_t key = first + lane / ROWS * 4 * ROWS + warp * ROWS + lane % ROWS;
         const bool is_seen = key >= first_seen && key < item.key_end;
@@ -85,21 +132,21 @@ DEVICE void copy_item(const AttentionParams& p, const AttentionItem& item, const
             own = at.block + (static_cast<uint64_t>(block_y()) * p.kv.block_tokens + at.slot) * (p.kv.head_width * 2);
         }
         const uint32_t seen = warp_ballot(is_seen);
-        copy_place<WIDTH>(p, ring, turn, p.kv.bytes, own, seen, is_first);
-        copy_place<WIDTH>(p, ring, turn, p.kv.bytes + kv_values_at(p.kv), own, seen, is_first);
+        copy_place<WIDTH>(p, ring, turn, p.kv.bytes, own, seen, is_told);
+        copy_place<WIDTH>(p, ring, turn, p.kv.bytes + kv_values_at(p.kv), own, seen, is_told);
     }
 }
 
 template <uint32_t WIDTH>
-DEVICE void copy_all(const AttentionParams& p, const Ring& ring) {
+DEVICE void copy_all(const AttentionSm90Params& all, const Ring& ring) {
+    const AttentionParams& p = all.attention;
     Turn turn = {0, 0};
-    bool is_first = true;
+    bool is_told = true;
     const uint32_t end = p.plan[p.slots_at + block_x() + 1];
     for (uint32_t at = p.plan[p.slots_at + block_x()]; at < end; at += ITEM_WORDS)
-        copy_item<WIDTH>(p, attention_item(p.plan + at), ring, turn, is_first);
+        copy_item<WIDTH>(all, attention_item(p.plan + at), ring, turn, is_told);
     copy_wait<0>();
-    matrices_written();
-    if (!is_first) arrive(ring.full + (turn.place + PLACES - 1) % PLACES);
+    tell_copied(ring, turn, is_told);
 }
 
 template <uint32_t DTYPE, uint32_t TILES, bool IS_TRANSPOSED>
@@ -191,20 +238,22 @@ DEVICE void compute_item(const AttentionParams& p, const uint32_t* words, const 
 }
 
 template <uint32_t DTYPE, uint32_t WIDTH>
-DEVICE void attention_prefill(const AttentionParams& p) {
+DEVICE void attention_prefill(const AttentionSm90Params& all) {
+    const AttentionParams& p = all.attention;
     const Ring ring = attention_ring<WIDTH>();
     if (thread_index() == 0) {
         for (uint32_t place = 0; place < PLACES; place++) {
             arrivals_start(ring.full + place, WARPGROUP);
             arrivals_start(ring.empty + place, COMPUTE_WARPS);
         }
+        shared_written();
     }
     block_barrier();
     dependency_wait();
     // One branch for each role: the compiler moves registers between them only so.
     if (thread_index() < WARPGROUP) {
         give_registers<40>();
-        copy_all<WIDTH>(p, ring);
+        copy_all<WIDTH>(all, ring);
     } else {
         take_registers<232>();
         Turn turn = {0, 0};
@@ -215,7 +264,7 @@ DEVICE void attention_prefill(const AttentionParams& p) {
     dependency_release();
 }
 
-GALERNE_KERNEL(attention_prefill_sm90_bf16_64, AttentionParams, 384, 1) { attention_prefill<KV_BF16, 64>(p); }
-GALERNE_KERNEL(attention_prefill_sm90_bf16_128, AttentionParams, 384, 1) { attention_prefill<KV_BF16, 128>(p); }
-GALERNE_KERNEL(attention_prefill_sm90_f16_64, AttentionParams, 384, 1) { attention_prefill<KV_F16, 64>(p); }
-GALERNE_KERNEL(attention_prefill_sm90_f16_128, AttentionParams, 384, 1) { attention_prefill<KV_F16, 128>(p); }
+GALERNE_KERNEL(attention_prefill_sm90_bf16_64, AttentionSm90Params, 384, 1) { attention_prefill<KV_BF16, 64>(p); }
+GALERNE_KERNEL(attention_prefill_sm90_bf16_128, AttentionSm90Params, 384, 1) { attention_prefill<KV_BF16, 128>(p); }
+GALERNE_KERNEL(attention_prefill_sm90_f16_64, AttentionSm90Params, 384, 1) { attention_prefill<KV_F16, 64>(p); }
+GALERNE_KERNEL(attention_prefill_sm90_f16_128, AttentionSm90Params, 384, 1) { attention_prefill<KV_F16, 128>(p); }

@@ -7,8 +7,8 @@
 // null, out [rows, columns] f32. A block makes 128 rows by 128 columns, in steps of 64 of k: x is copied to shared memory two steps deep;
 // weights go through registers, a step ahead, where they are dequantized to bf16 as in linear_small.cu. Sums are f32, in the order
 // of k, whatever else is in the batch. Grid (ceil(rows / 128), ceil(columns / 128)), so that blocks that run together share weights.
-// Shared memory: 2 x (128 + 128) x 64 16-bit floats; 16-byte piece i of row r lies at i ^ (r % 8), so that no banks conflict.
-#include "linear_small.cuh"
+// Shared memory: 2 x (128 + 128) x 64 16-bit floats.
+#include "linear_tile.cuh"
 
 struct LinearCastParams {
     View x;
@@ -31,73 +31,12 @@ DEVICE void cast(const LinearCastParams& p) {
 GALERNE_KERNEL(linear_cast_bf16, LinearCastParams, 256, 1) { cast<false>(p); }
 GALERNE_KERNEL(linear_cast_f16, LinearCastParams, 256, 1) { cast<true>(p); }
 
-struct LinearTileParams {
-    const uint16_t* x;
-    View out;
-    Matrix matrix;
-    const float* bias;
-    uint32_t rows;
-    uint32_t depth;
-    uint32_t accumulate;
-    uint32_t unused;
-};
-
-constexpr uint32_t TILE_ROWS = 128, TILE_OUTPUTS = 128, TILE_DEPTH = 64, TILE_THREADS = 256;
-constexpr uint32_t PIECES_PER_ROW = TILE_DEPTH / 8;
-
-// Piece `piece` of row `row` in a tile in shared memory.
-DEVICE uint4* tile_piece(uint4* tile, uint32_t row, uint32_t piece) {
-    return tile + row * PIECES_PER_ROW + (piece ^ row % 8);
-}
-
 template <uint32_t F>
-struct TileKernel {
+struct TileKernel : Tiles<F> {
     using W = Fragments<F>;
-    // A thread takes 32 columns of one row of weights in a step: so many slices.
-    static constexpr uint32_t SLICES = 32 / W::SLICE;
-
-    struct Weights {
-        typename W::Raw raw[SLICES];
-    };
-
-    // Slices of row `row` from column `k` on, a multiple of 32. Nothing where there is no matrix.
-    DEVICE_MEMBER void load(const LinearTileParams& p, uint32_t row, uint32_t k, Weights& weights) {
-        const uint32_t panel = row / PANEL_ROWS, chunk = k / W::CHUNK, first = k % W::CHUNK / W::SLICE;
-        const bool is_there = panel * PANEL_ROWS < p.matrix.rows && chunk < divide_up(p.matrix.width, W::CHUNK);
-#pragma unroll
-        for (uint32_t i = 0; i < SLICES; i++) {
-            weights.raw[i] = {};
-            if (!is_there) continue;
-            const uint32_t lane = row % 8 * 4 + first + i;
-            weights.raw[i] = W::load(W::cursor(p.matrix, panel, chunk, lane), p.matrix, 0, row / 8 % 2);
-        }
-    }
-
-    // As bf16 (f16) to pieces 4 * part .. of row `row`.
-    DEVICE_MEMBER void store(const Weights& weights, uint4* tile, uint32_t row, uint32_t part) {
-#pragma unroll
-        for (uint32_t i = 0; i < SLICES; i++) {
-            const typename W::Factors factors = W::factors(weights.raw[i]);
-#pragma unroll
-            for (uint32_t j = 0; j < W::SLICE / 8; j++) {
-                const uint2 low = W::pairs(weights.raw[i], factors, 2 * j);
-                const uint2 high = W::pairs(weights.raw[i], factors, 2 * j + 1);
-                *tile_piece(tile, row, part * 4 + i * (W::SLICE / 8) + j) = make_uint4(low.x, low.y, high.x, high.y);
-            }
-        }
-    }
-
-    DEVICE_MEMBER void copy_x(const LinearTileParams& p, uint4* tile, uint32_t first_row, uint32_t k) {
-#pragma unroll
-        for (uint32_t i = 0; i < TILE_ROWS * PIECES_PER_ROW / TILE_THREADS; i++) {
-            const uint32_t at = i * TILE_THREADS + thread_index();
-            const uint32_t row = at / PIECES_PER_ROW, piece = at % PIECES_PER_ROW;
-            const bool is_there = first_row + row < p.rows;
-            const size_t from = is_there ? static_cast<size_t>(first_row + row) * p.depth + k + piece * 8 : 0;
-            copy_start(tile_piece(tile, row, piece), p.x + from, is_there);
-        }
-        copy_commit();
-    }
+    using Tiles<F>::copy_x;
+    using Tiles<F>::load;
+    using Tiles<F>::store;
 
     // The warp's 64 rows by 32 columns.
     DEVICE_MEMBER void multiply(float (&sums)[4][4][4], uint4* x, uint4* w, uint32_t first_row, uint32_t first_column) {
@@ -151,7 +90,7 @@ struct TileKernel {
         const uint32_t thread = thread_index(), warp = thread / WARP, row = thread / 2, part = thread % 2;
         const uint32_t own_row = warp / 4 * 64, own_column = warp % 4 * 32;
         float sums[4][4][4] = {};
-        Weights next;
+        typename Tiles<F>::Weights next;
         load(p, first_column + row, part * 32, next);
         dependency_wait();
         copy_x(p, x, first_row, 0);

@@ -1,37 +1,27 @@
-// What only Hopper (sm_90a) has: warpgroup matrix products out of shared memory, barriers in shared memory, registers moved
-// between warpgroups. Formats and rules: PTX ISA, "wgmma" and "mbarrier".
+// What only Hopper (sm_90a) has: warpgroup matrix products out of shared memory, copies of boxes of a tensor (TMA; Blackwell has it too),
+// registers moved between warpgroups. Formats and rules: PTX ISA, "wgmma" and "cp.async.bulk.tensor".
 #pragma once
 
-#include "galerne.cuh"
+#include "barriers.cuh"
 
 constexpr uint32_t WARPGROUP = 128;
 
-DEVICE uint32_t shared_address(const void* shared) { return static_cast<uint32_t>(__cvta_generic_to_shared(shared)); }
+// A tensor as the copying unit knows it: the driver writes it into the parameters (TensorMap in src/cuda/driver.rs).
+struct alignas(128) TensorMap {
+    unsigned char bytes[128];
+};
 
-// Barriers in shared memory. A phase ends when as many have arrived as was said at the start; waiting for the parity of a phase
-// returns at once for the one before the current.
-DEVICE void arrivals_start(uint64_t* barrier, uint32_t count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+// Arrives, and lets the phase end only when as many bytes have come by box_start too.
+DEVICE void arrive_expecting(uint64_t* barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
-DEVICE void arrive(uint64_t* barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+// Starts copying the box at this column and row of a matrix to shared memory, swizzled as the map says. What is outside the matrix is 0.
+DEVICE void box_start(void* shared, const TensorMap& map, uint32_t column, uint32_t row, uint64_t* barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+                     shared_address(shared)),
+                 "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
+                 : "memory");
 }
-DEVICE void arrivals_wait(uint64_t* barrier, uint32_t parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra through;\n"
-        "bra again;\n"
-        "through:\n"
-        "}\n" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
-}
-
-// What this thread wrote to shared memory is seen by matrix products that begin after a barrier behind it.
-DEVICE void matrices_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 template <uint32_t REGISTERS>
 DEVICE void take_registers() {

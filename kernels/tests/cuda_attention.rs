@@ -4,7 +4,7 @@
 use galerne_core::ids::BlockId;
 use galerne_cuda_shim::Rig;
 use galerne_kernels::cuda::attention_plan::{Plan, PlanShape};
-use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Launch};
+use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Launch, TensorMap};
 use galerne_kernels::cuda::kv::{KvElement, KvLayer};
 use galerne_kernels::cuda::launch::attention::{AttentionParams, Step, Tables, attention, with_warpgroups};
 use galerne_kernels::device::SequenceSlice;
@@ -531,8 +531,51 @@ fn warpgroups_are_used_where_they_fit_and_only_if_asked_for() {
             partial: DevicePtr(4_096),
         };
         let views = (DeviceView::NONE, DeviceView::NONE);
-        let kernel = |shape| attention(&layer, &shape, views, kv, tables, Step::Mixed)[1].kernel;
-        assert_eq!(kernel(shape), expected);
-        assert!(!kernel(PlanShape::new(&layer, 132)).contains("sm90"));
+        let launch = |shape| attention(&layer, &shape, views, kv, tables, Step::Mixed).swap_remove(1);
+        assert_eq!(launch(shape).kernel, expected);
+        assert!(!launch(PlanShape::new(&layer, 132)).kernel.contains("sm90"));
+    }
+}
+
+#[test]
+fn pools_that_are_a_matrix_are_copied_by_boxes() {
+    // Block bytes, tokens of a block, expected rows of a box and of a block.
+    for (block_bytes, block_tokens, expected) in [
+        (1 << 20, 64, Some((64, 4_096))),
+        (1 << 20, 256, Some((128, 4_096))),
+        (1 << 20, 8, Some((8, 4_096))),
+        (1 << 20, 4, None),
+        (1 << 20, 96, None),
+        // Another layer's rows are of another width.
+        ((1 << 20) + 128, 64, None),
+    ] {
+        let layer = layer(8, 2, 128);
+        let kv = KvLayer::new(
+            DevicePtr(4_096),
+            block_bytes,
+            &layer,
+            block_tokens,
+            KvElement::Bf16,
+        );
+        let shape = with_warpgroups(PlanShape::new(&layer, 132), &kv, 132);
+        let tables = Tables {
+            plan: DevicePtr(4_096),
+            blocks: DevicePtr(4_096),
+            blocks_stride: 1,
+            partial: DevicePtr(4_096),
+        };
+        let views = (DeviceView::NONE, DeviceView::NONE);
+        let launch = attention(&layer, &shape, views, kv, tables, Step::Mixed).swap_remove(1);
+        // As `AttentionSm90Params` in the kernel's file: two numbers behind the others', then the map at a multiple of 128.
+        assert_eq!((launch.params.len(), size_of::<AttentionParams>()), (256, 120));
+        let number = |at: usize| u32::from_ne_bytes(launch.params[at..at + 4].try_into().expect("4 bytes"));
+        assert_eq!((number(120), number(124)), expected.unwrap_or((0, 0)));
+        let map = expected.map(|(box_rows, _)| TensorMap {
+            at: 128,
+            base: DevicePtr(4_096),
+            width: 128,
+            box_rows,
+        });
+        assert_eq!(launch.tensor_map, map);
     }
 }

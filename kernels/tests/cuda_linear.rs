@@ -127,6 +127,7 @@ fn mapped(rig: &Rig, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32> {
     let means = Means {
         precision: case.precision,
         has_products: rig.has_products(),
+        has_tensor_memory: false,
     };
     run(rig, &linear(&job, means, workspace.at()));
     assert_eq!(
@@ -402,6 +403,36 @@ fn a_matrix_written_out_in_parts_gives_what_it_gives_whole() {
 }
 
 #[test]
+fn tensor_memory_takes_maps_of_many_rows_if_asked_for() {
+    let means = Means {
+        precision: Precision::Auto,
+        has_products: true,
+        has_tensor_memory: true,
+    };
+    for (format, rows, expected) in [
+        (WeightFormat::Bf16, 64, "linear_small_bf16_64"),
+        (WeightFormat::Bf16, 65, "linear_tile_sm100_bf16"),
+        (WeightFormat::Codes4Min, 600, "linear_tile_sm100_codes4_min"),
+    ] {
+        let map = Linear {
+            x: view(7, 40),
+            matrix: Packing::with_format(format, 300, 40).matrix(DevicePtr(4_096)),
+            bias: DevicePtr::NULL,
+            accumulate: false,
+            out: view(16, 300),
+            rows,
+        };
+        let last = linear(&map, means, DevicePtr(1 << 20)).pop().expect("a launch");
+        assert_eq!(last.kernel, expected);
+        if rows > 64 {
+            // Tiles of 128 by 128; two of x and two of weights, 64 columns of 16 bits, and what aligns and controls them.
+            assert_eq!(last.grid, [rows.div_ceil(128), 3, 1]);
+            assert_eq!(last.shared_bytes, 1_024 + 4 * 128 * 64 * 2 + 32);
+        }
+    }
+}
+
+#[test]
 fn a_library_gets_only_what_it_can_multiply() {
     let fits = Linear {
         x: view(7, 40),
@@ -417,6 +448,7 @@ fn a_library_gets_only_what_it_can_multiply() {
             Means {
                 precision,
                 has_products,
+                has_tensor_memory: false,
             },
             DevicePtr(1 << 20),
         );

@@ -178,6 +178,7 @@ fn check(case: Case, seed: u64) {
         Means {
             precision: case.precision,
             has_products: false,
+            has_tensor_memory: false,
         },
         workspace.at(),
     );

@@ -72,6 +72,22 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// The kernel's parameter struct.
     pub params: Vec<u8>,
+    /// What the driver writes into the parameters.
+    pub tensor_map: Option<TensorMap>,
+}
+
+/// A matrix of 16-bit numbers as a GPU's copying unit (TMA) takes it: 128 bytes of a launch's parameters that only the driver can
+/// make. Boxes of it are put into shared memory with rows of 128 bytes, swizzled by 128 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorMap {
+    /// Where in the parameters they are, a multiple of 128.
+    pub at: usize,
+    /// The first row, a multiple of 16.
+    pub base: DevicePtr,
+    /// Numbers of a row, a multiple of 8. The next row follows at once; there are as many as 31 bits count.
+    pub width: u32,
+    /// Rows of a box, at most 256, each of 64 numbers.
+    pub box_rows: u32,
 }
 
 impl Launch {
@@ -90,6 +106,17 @@ impl Launch {
             threads,
             shared_bytes,
             params: bytemuck::bytes_of(params).to_vec(),
+            tensor_map: None,
+        }
+    }
+
+    /// The same with a tensor map in its parameters.
+    #[must_use]
+    pub fn with_tensor_map(self, map: TensorMap) -> Self {
+        assert!(map.at.is_multiple_of(TensorMap::BYTES) && map.at + TensorMap::BYTES <= self.params.len());
+        Self {
+            tensor_map: Some(map),
+            ..self
         }
     }
 
@@ -98,6 +125,11 @@ impl Launch {
     pub fn product(&self) -> Option<Product> {
         (self.kernel == Product::KERNEL).then(|| bytemuck::pod_read_unaligned(&self.params))
     }
+}
+
+impl TensorMap {
+    /// Of the description.
+    pub const BYTES: usize = 128;
 }
 
 /// A matrix product of many rows that a library of the GPU's vendor runs, where the driver has one

@@ -11,7 +11,7 @@ use cudarc::driver::sys;
 
 use super::clock::{Gaps, Moment};
 use super::cublaslt::Library;
-use super::driver::{DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Properties};
+use super::driver::{DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Properties, TensorMap};
 
 /// Compiled kernels: one module of code and the entry points in it.
 #[derive(Debug, Clone)]
@@ -228,6 +228,37 @@ pub(super) fn check<T>(call: &str, result: Result<T, CudaError>) -> Result<T, Dr
     result.map_err(|error| failed(call, text(error)))
 }
 
+/// The driver's description of a tensor.
+fn tensor_map(map: &TensorMap) -> Result<[u8; TensorMap::BYTES], DriverError> {
+    let mut made = sys::CUtensorMap { opaque: [0; 16] };
+    let shape = [u64::from(map.width), 1 << 31];
+    let row_bytes = u64::from(map.width) * 2;
+    let (box_shape, steps) = ([64, map.box_rows], [1, 1]);
+    // SAFETY: the driver is there; it reads arrays of the rank's length (one stride fewer) and writes the map.
+    let encoded = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut made,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            2,
+            map.base.0 as *mut c_void,
+            shape.as_ptr(),
+            &raw const row_bytes,
+            box_shape.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    check("cuTensorMapEncodeTiled", encoded.result())?;
+    let mut bytes = [0; TensorMap::BYTES];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(made.opaque) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ok(bytes)
+}
+
 impl Inner {
     /// Makes the context this thread's.
     fn bind(&self) -> Result<(), DriverError> {
@@ -310,7 +341,14 @@ impl Inner {
             attrs: &raw mut overlap,
             numAttrs: u32::from(self.overlap == Overlap::Dependent),
         };
-        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
+        let described = launch.tensor_map.map(|map| {
+            let mut params = launch.params.clone();
+            params[map.at..map.at + TensorMap::BYTES].copy_from_slice(&tensor_map(&map)?);
+            Ok(params)
+        });
+        let described = described.transpose()?;
+        let bytes = described.as_ref().unwrap_or(&launch.params);
+        let mut params = [bytes.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the function's one parameter is a struct of which these are the bytes (the launcher made them, and tests
         // compare the sizes); the driver copies it before it returns. What it points to is the caller's contract.
         let launched = unsafe {

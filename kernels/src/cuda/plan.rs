@@ -194,6 +194,7 @@ impl<'a> ModelPlan<'a> {
             means: Means {
                 precision: options.precision,
                 has_products: properties.has_products,
+                has_tensor_memory: with_unchecked && properties.arch == "sm_100a",
             },
             regions,
         })

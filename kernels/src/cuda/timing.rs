@@ -247,6 +247,7 @@ impl<'a> Bench<'a> {
         let means = Means {
             precision: Precision::Auto,
             has_products,
+            has_tensor_memory: false,
         };
         let launch = |buffer: &Buffer<'_>| {
             let map = Linear {

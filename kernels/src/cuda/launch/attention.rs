@@ -3,12 +3,14 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::cuda::attention_plan::{Plan, PlanShape};
-use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
+use crate::cuda::driver::{DevicePtr, DeviceView, Launch, TensorMap};
 use crate::cuda::kv::{KvElement, KvLayer};
 use crate::program::AttentionLayer;
 
 const THREADS: u32 = 128;
 const WARPS: u32 = THREADS / 32;
+/// Keys that `attention_prefill_sm90` copies at once.
+const PLACE_KEYS: u32 = 128;
 
 /// The parameter struct, `AttentionParams` in `attention.cuh`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -28,6 +30,17 @@ pub struct AttentionParams {
     block_shift: u32,
     scale: f32,
     soft_cap: f32,
+}
+
+/// The parameter struct of `attention_prefill_sm90.cu`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct AttentionSm90Params {
+    attention: AttentionParams,
+    box_rows: u32,
+    block_rows: u32,
+    /// Written by the driver.
+    pool: [u8; TensorMap::BYTES],
 }
 
 /// What a step keeps on the device for attention.
@@ -262,7 +275,33 @@ impl Fast {
             _ => "attention_prefill_sm90_f16_128",
         };
         // Four places of 128 rows, at a multiple of 1,024 bytes, and their barriers.
-        let shared_bytes = 1_024 + 4 * 128 * self.width * 2 + 64;
-        Launch::new(kernel, grid, 384, shared_bytes, params)
+        let shared_bytes = 1_024 + 4 * PLACE_KEYS * self.width * 2 + 64;
+        let kv = &params.kv;
+        let row_bytes = kv.head_width * 2;
+        // A pool is a matrix if blocks are whole rows apart, and boxes fill places if both are powers of two.
+        let is_matrix = kv.block_bytes.is_multiple_of(u64::from(row_bytes))
+            && kv.block_tokens.is_power_of_two()
+            && kv.block_tokens >= 8;
+        let block_rows = u32::try_from(kv.block_bytes / u64::from(row_bytes));
+        let (box_rows, block_rows) = match block_rows {
+            Ok(rows) if is_matrix => (kv.block_tokens.min(PLACE_KEYS), rows),
+            _ => (0, 0),
+        };
+        let all = AttentionSm90Params {
+            attention: *params,
+            box_rows,
+            block_rows,
+            pool: [0; TensorMap::BYTES],
+        };
+        let launch = Launch::new(kernel, grid, 384, shared_bytes, &all);
+        if box_rows == 0 {
+            return launch;
+        }
+        launch.with_tensor_map(TensorMap {
+            at: std::mem::offset_of!(AttentionSm90Params, pool),
+            base: kv.bytes,
+            width: kv.head_width,
+            box_rows,
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::linear_exact::linear_exact;
 use super::linear_small::{self, linear_small};
-use super::linear_tile::linear_tile;
+use super::linear_tile::{linear_tile, linear_tile_sm100};
 use super::product::{self, product};
 use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
 use crate::cuda::weights::DeviceMatrix;
@@ -32,6 +32,9 @@ pub struct Means {
     pub precision: Precision,
     /// Whether the driver runs products ([`crate::cuda::driver::Properties::has_products`]).
     pub has_products: bool,
+    /// Whether `linear_tile_sm100` takes the place of the library and of `linear_tile`. Only for devices of architecture
+    /// `sm_100a`. It has never run on one: nobody asks for it until it has.
+    pub has_tensor_memory: bool,
 }
 
 /// Bytes of workspace that [`linear`] needs for a matrix (wherever it lies) and at most `rows_max` rows. All maps of a program
@@ -52,6 +55,7 @@ pub fn workspace_bytes(matrix: &DeviceMatrix, rows_max: u32) -> usize {
 pub fn linear(linear: &Linear, means: Means, workspace: DevicePtr) -> Vec<Launch> {
     match means.precision {
         Precision::Auto if linear.rows <= linear_small::ROWS_MAX => vec![linear_small(linear, workspace)],
+        Precision::Auto if means.has_tensor_memory => linear_tile_sm100(linear, workspace),
         Precision::Auto if means.has_products && product::is_for(linear) => product(linear, workspace),
         Precision::Auto => linear_tile(linear, workspace),
         Precision::F32 => vec![linear_exact(linear)],

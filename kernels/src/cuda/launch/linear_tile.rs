@@ -1,4 +1,4 @@
-//! Launcher of `linear_tile.cu`: linear maps of many rows, whose x is cast to 16 bits first.
+//! Launcher of `linear_tile.cu` and `linear_tile_sm100.cu`: linear maps of many rows, whose x is cast to 16 bits first.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -17,7 +17,7 @@ pub struct LinearCastParams {
     depth: u32,
 }
 
-/// The parameter struct, `LinearTileParams` in `linear_tile.cu`.
+/// The parameter struct, `LinearTileParams` in `linear_tile.cuh`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct LinearTileParams {
@@ -38,6 +38,9 @@ const DEPTH: u32 = 64;
 
 /// By format.
 const KERNELS: [[&str; 1]; 13] = names!("linear_tile_": "");
+const KERNELS_SM100: [[&str; 1]; 13] = names!("linear_tile_sm100_": "");
+/// Two tiles of x and two of weights.
+const TILES_BYTES: u32 = 2 * 2 * TILE * DEPTH * 2;
 
 /// Elements of a row of x as cast: `width`, padded.
 #[must_use]
@@ -62,6 +65,22 @@ pub fn linear_cast(x: DeviceView, rows: u32, is_f16: bool, out: DevicePtr) -> La
 /// See [`Linear`].
 #[must_use]
 pub fn linear_tile(linear: &Linear, workspace: DevicePtr) -> Vec<Launch> {
+    launches(linear, workspace, &KERNELS, TILES_BYTES)
+}
+
+/// See [`Linear`]. For devices of architecture `sm_100a`.
+#[must_use]
+pub fn linear_tile_sm100(linear: &Linear, workspace: DevicePtr) -> Vec<Launch> {
+    // The tiles at a multiple of 1,024 bytes, two barriers and an address.
+    launches(linear, workspace, &KERNELS_SM100, 1_024 + TILES_BYTES + 32)
+}
+
+fn launches(
+    linear: &Linear,
+    workspace: DevicePtr,
+    kernels: &[[&'static str; 1]; 13],
+    shared_bytes: u32,
+) -> Vec<Launch> {
     let x = workspace.offset(COUNTERS_BYTES);
     let format = linear.matrix.format;
     let params = LinearTileParams {
@@ -75,9 +94,9 @@ pub fn linear_tile(linear: &Linear, workspace: DevicePtr) -> Vec<Launch> {
         unused: 0,
     };
     let grid = [linear.rows.div_ceil(TILE), linear.matrix.rows.div_ceil(TILE), 1];
-    let [kernel] = KERNELS[format as usize];
+    let [kernel] = kernels[format as usize];
     vec![
         linear_cast(linear.x, linear.rows, format == WeightFormat::F16, x),
-        Launch::new(kernel, grid, 256, 2 * 2 * TILE * DEPTH * 2, &params),
+        Launch::new(kernel, grid, 256, shared_bytes, &params),
     ]
 }
