@@ -72,3 +72,19 @@ struct Tiles {
         copy_commit();
     }
 };
+
+// KERNEL(name, format) for each format of weights.
+#define FOR_EACH_FORMAT(KERNEL) \
+    KERNEL(f32, W_F32) \
+    KERNEL(f16, W_F16) \
+    KERNEL(bf16, W_BF16) \
+    KERNEL(codes4, W_CODES4) \
+    KERNEL(codes4_min, W_CODES4_MIN) \
+    KERNEL(codes4_super, W_CODES4_SUPER) \
+    KERNEL(codes8, W_CODES8) \
+    KERNEL(codes8_min, W_CODES8_MIN) \
+    KERNEL(codes8_super, W_CODES8_SUPER) \
+    KERNEL(codes8_pair, W_CODES8_PAIR) \
+    KERNEL(fp8, W_FP8) \
+    KERNEL(nvfp4, W_NVFP4) \
+    KERNEL(int4, W_INT4)

@@ -512,6 +512,18 @@ fn the_parameter_struct_is_as_large_as_the_kernels_say() {
     }
 }
 
+/// The launch for sequences with many rows.
+fn large_tiles(layer: &AttentionLayer, shape: &PlanShape, kv: KvLayer) -> Launch {
+    let tables = Tables {
+        plan: DevicePtr(4_096),
+        blocks: DevicePtr(4_096),
+        blocks_stride: 1,
+        partial: DevicePtr(4_096),
+    };
+    let views = (DeviceView::NONE, DeviceView::NONE);
+    attention(layer, shape, views, kv, tables, Step::Mixed).swap_remove(1)
+}
+
 #[test]
 fn warpgroups_are_used_where_they_fit_and_only_if_asked_for() {
     for (width, element, expected) in [
@@ -524,16 +536,9 @@ fn warpgroups_are_used_where_they_fit_and_only_if_asked_for() {
         let layer = layer(8, 2, width);
         let kv = KvLayer::new(DevicePtr(4_096), 1 << 20, &layer, 64, element);
         let shape = with_warpgroups(PlanShape::new(&layer, 132), &kv, 132);
-        let tables = Tables {
-            plan: DevicePtr(4_096),
-            blocks: DevicePtr(4_096),
-            blocks_stride: 1,
-            partial: DevicePtr(4_096),
-        };
-        let views = (DeviceView::NONE, DeviceView::NONE);
-        let launch = |shape| attention(&layer, &shape, views, kv, tables, Step::Mixed).swap_remove(1);
-        assert_eq!(launch(shape).kernel, expected);
-        assert!(!launch(PlanShape::new(&layer, 132)).kernel.contains("sm90"));
+        assert_eq!(large_tiles(&layer, &shape, kv).kernel, expected);
+        let unasked = large_tiles(&layer, &PlanShape::new(&layer, 132), kv);
+        assert!(!unasked.kernel.contains("sm90"));
     }
 }
 
@@ -558,14 +563,7 @@ fn pools_that_are_a_matrix_are_copied_by_boxes() {
             KvElement::Bf16,
         );
         let shape = with_warpgroups(PlanShape::new(&layer, 132), &kv, 132);
-        let tables = Tables {
-            plan: DevicePtr(4_096),
-            blocks: DevicePtr(4_096),
-            blocks_stride: 1,
-            partial: DevicePtr(4_096),
-        };
-        let views = (DeviceView::NONE, DeviceView::NONE);
-        let launch = attention(&layer, &shape, views, kv, tables, Step::Mixed).swap_remove(1);
+        let launch = large_tiles(&layer, &shape, kv);
         // As `AttentionSm90Params` in the kernel's file: two numbers behind the others', then the map at a multiple of 128.
         assert_eq!((launch.params.len(), size_of::<AttentionParams>()), (256, 120));
         let number = |at: usize| u32::from_ne_bytes(launch.params[at..at + 4].try_into().expect("4 bytes"));
