@@ -4,6 +4,7 @@
 //
 // a, b, out [rows, width] f32; out may be a or b, b may be null where it says so. Threads take one number, or four if all views are
 // aligned (is_vector), in row-major order, `UNROLL` of them a grid apart: so many loads are in flight. Fewer than 2^31 threads' worth.
+#include "activations.cuh"
 #include "vector.cuh"
 
 struct ElementwiseParams {
@@ -21,17 +22,8 @@ DEVICE float mul(float a, float b, float) { return a * b; }
 DEVICE float scale(float a, float, float factor) { return a * factor; }
 DEVICE float soft_cap(float a, float, float cap) { return cap * tanhf(a / cap); }
 
-DEVICE float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
-
-// The activations, times b.
-DEVICE float silu(float a, float b, float) { return a * sigmoid_of(a) * b; }
-// By the complement: 1 + erf(x) has no digits left where x is far below 0.
-DEVICE float gelu(float a, float b, float) { return 0.5f * a * erfcf(a * -0.70710678f) * b; }
-// 0.5 (1 + tanh(u)) = sigmoid(2 u)
-DEVICE float gelu_tanh(float a, float b, float) { return a * sigmoid_of(1.59576912f * (a + 0.044715f * a * a * a)) * b; }
-DEVICE float relu(float a, float b, float) { return fmaxf(a, 0.0f) * b; }
-DEVICE float hyperbolic_tangent(float a, float b, float) { return tanhf(a) * b; }
-DEVICE float sigmoid(float a, float b, float) { return sigmoid_of(a) * b; }
+template <float (*ACTIVATION)(float)>
+DEVICE float activated(float a, float b, float) { return ACTIVATION(a) * b; }
 
 constexpr uint32_t UNROLL = 4;
 
@@ -72,9 +64,9 @@ GALERNE_KERNEL(elementwise_add, ElementwiseParams, 256, 4) { elementwise<add>(p)
 GALERNE_KERNEL(elementwise_mul, ElementwiseParams, 256, 4) { elementwise<mul>(p); }
 GALERNE_KERNEL(elementwise_scale, ElementwiseParams, 256, 4) { elementwise<scale>(p); }
 GALERNE_KERNEL(elementwise_soft_cap, ElementwiseParams, 256, 4) { elementwise<soft_cap>(p); }
-GALERNE_KERNEL(elementwise_silu, ElementwiseParams, 256, 4) { elementwise<silu>(p); }
-GALERNE_KERNEL(elementwise_gelu, ElementwiseParams, 256, 4) { elementwise<gelu>(p); }
-GALERNE_KERNEL(elementwise_gelu_tanh, ElementwiseParams, 256, 4) { elementwise<gelu_tanh>(p); }
-GALERNE_KERNEL(elementwise_relu, ElementwiseParams, 256, 4) { elementwise<relu>(p); }
-GALERNE_KERNEL(elementwise_tanh, ElementwiseParams, 256, 4) { elementwise<hyperbolic_tangent>(p); }
-GALERNE_KERNEL(elementwise_sigmoid, ElementwiseParams, 256, 4) { elementwise<sigmoid>(p); }
+GALERNE_KERNEL(elementwise_silu, ElementwiseParams, 256, 4) { elementwise<activated<silu>>(p); }
+GALERNE_KERNEL(elementwise_gelu, ElementwiseParams, 256, 4) { elementwise<activated<gelu>>(p); }
+GALERNE_KERNEL(elementwise_gelu_tanh, ElementwiseParams, 256, 4) { elementwise<activated<gelu_tanh>>(p); }
+GALERNE_KERNEL(elementwise_relu, ElementwiseParams, 256, 4) { elementwise<activated<relu>>(p); }
+GALERNE_KERNEL(elementwise_tanh, ElementwiseParams, 256, 4) { elementwise<activated<hyperbolic_tangent>>(p); }
+GALERNE_KERNEL(elementwise_sigmoid, ElementwiseParams, 256, 4) { elementwise<activated<sigmoid>>(p); }

@@ -1,9 +1,11 @@
 // A linear map of few rows of x: the body of linear_small.cu and moe_linear.cu.
 #pragma once
 
+#include "activations.cuh"
 #include "fragments.cuh"
 
-// out[r, c] = (accumulate ? out[r, c] : 0) + bias[c] + sum_k x[r, k] w[c, k] for r < rows.
+// out[r, c] = (accumulate ? out[r, c] : 0) + y[r, c] for r < rows, where y[r, c] = bias[c] + sum_k x[r, k] w[c, k]. Of kernels that are
+// gated out[r, c] = f(y[r, c]) y[r, half + c] for c < half, half of the matrix's rows, a multiple of 16, and f the activation.
 struct SmallLinear {
     View x;
     View out;
@@ -19,6 +21,7 @@ struct SmallLinear {
     uint32_t splits;             // blocks that share the columns of x
     uint32_t split_chunks;       // chunks of each; a multiple of BATCH
     uint32_t stage_chunks;       // chunks of x in shared memory at once; a multiple of BATCH
+    uint32_t activation;         // Activation, where it is gated
 };
 
 // For more rows the compiler for sm_100a lacks registers.
@@ -63,7 +66,7 @@ DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 }
 
 // TILES: rows of x in eights. A block of 8 warps makes 128 outputs; a warp walks along its 16 rows of the matrix.
-template <uint32_t F, uint32_t TILES>
+template <uint32_t F, uint32_t TILES, bool IS_GATED>
 struct SmallKernel {
     using W = Fragments<F>;
     using Raw = typename W::Raw;
@@ -114,15 +117,36 @@ struct SmallKernel {
         }
     }
 
-    DEVICE_MEMBER void finish(const SmallLinear& p, uint32_t row, uint32_t column, float sum) {
+    // y[r, c] of its sum.
+    DEVICE_MEMBER float biased(const SmallLinear& p, uint32_t column, float sum) {
+        return sum * W::row_factor_left(p.matrix, column) + (p.bias ? p.bias[column] : 0.0f);
+    }
+
+    DEVICE_MEMBER void put(const SmallLinear& p, uint32_t row, uint32_t column, float value) {
         const size_t to = p.out_rows ? p.out_rows[row] : row;
         float* out = p.out.at + to * p.out.stride + column;
-        const float value = sum * W::row_factor_left(p.matrix, column) + (p.bias ? p.bias[column] : 0.0f);
         *out = p.accumulate ? *out + value : value;
     }
 
+    // All outputs of a block, of which sum_of(row, column in the block) is known to all threads.
+    template <class Sums>
+    DEVICE_MEMBER void finish(const SmallLinear& p, uint32_t block, const Sums& sum_of) {
+        constexpr uint32_t COLUMNS = IS_GATED ? SMALL_COLUMNS / 2 : SMALL_COLUMNS;
+        const uint32_t outputs = IS_GATED ? p.matrix.rows / 2 : p.matrix.rows;
+        for (uint32_t at = thread_index(); at < p.rows * COLUMNS; at += SMALL_WARPS * WARP) {
+            const uint32_t row = at / COLUMNS, in_block = at % COLUMNS, column = block * COLUMNS + in_block;
+            if (column >= outputs) continue;
+            float value = biased(p, column, sum_of(row, in_block));
+            if (IS_GATED) {
+                const float up = biased(p, outputs + column, sum_of(row, COLUMNS + in_block));
+                value = activate(p.activation, value) * up;
+            }
+            put(p, row, column, value);
+        }
+    }
+
     // Sums of all splits, in order, by the last block to arrive.
-    DEVICE_MEMBER void join(const SmallLinear& p, uint32_t first_column) {
+    DEVICE_MEMBER void join(const SmallLinear& p, uint32_t block) {
         uint32_t* order = reinterpret_cast<uint32_t*>(shared_memory());
         memory_fence();
         block_barrier();
@@ -130,26 +154,41 @@ struct SmallKernel {
         block_barrier();
         if (*order + 1 < p.splits) return;
         memory_fence();
-        for (uint32_t at = thread_index(); at < p.rows * SMALL_COLUMNS; at += SMALL_WARPS * WARP) {
-            const uint32_t row = at / SMALL_COLUMNS, column = first_column + at % SMALL_COLUMNS;
-            if (column >= p.matrix.rows) continue;
+        finish(p, block, [&](uint32_t row, uint32_t in_block) {
             float sum = 0.0f;
             for (uint32_t split = 0; split < p.splits; split++)
-                sum += load_fresh(p.partial + static_cast<size_t>(split) * TILES * 8 * SMALL_COLUMNS + at);
-            finish(p, row, column, sum);
-        }
+                sum += load_fresh(p.partial + (static_cast<size_t>(split) * TILES * 8 + row) * SMALL_COLUMNS + in_block);
+            return sum;
+        });
         if (thread_index() == 0) *p.counter = 0;
     }
 
-    // Outputs from 128 * block on, of split `split`.
+    // Where a warp's 16 rows of the matrix are. If it is gated, the first half of the warps has gates, the others the ups of the same
+    // columns.
+    struct Place {
+        uint32_t panel;
+        bool is_there;
+    };
+
+    DEVICE_MEMBER Place place(const SmallLinear& p, uint32_t block, uint32_t warp) {
+        if (!IS_GATED) {
+            const uint32_t panel = block * SMALL_WARPS + warp;
+            return {panel, panel * PANEL_ROWS < p.matrix.rows};
+        }
+        constexpr uint32_t PAIRS = SMALL_WARPS / 2;
+        const uint32_t panels = p.matrix.rows / 2 / PANEL_ROWS, panel = block * PAIRS + warp % PAIRS;
+        return {panel + warp / PAIRS * panels, panel < panels};
+    }
+
+    // Block `block` of outputs, of split `split`.
     DEVICE_MEMBER void run(const SmallLinear& p, uint32_t block, uint32_t split) {
         const uint32_t lane = thread_index() % WARP, warp = thread_index() / WARP, g = lane / 4, t = lane % 4;
-        const uint32_t panel = block * SMALL_WARPS + warp;
+        const Place own = place(p, block, warp);
         const uint32_t chunks = divide_up(p.matrix.width, W::CHUNK);
         const uint32_t first = split * p.split_chunks, end = min(first + p.split_chunks, chunks);
-        const uint32_t own_end = panel * PANEL_ROWS < p.matrix.rows ? end : 0;
+        const uint32_t own_end = own.is_there ? end : 0;
         float sums[TILES][4] = {};
-        typename W::Cursor cursor = W::cursor(p.matrix, panel, first, lane);
+        typename W::Cursor cursor = W::cursor(p.matrix, own.panel, first, lane);
         Raw next[BATCH][2];
 #pragma unroll
         for (uint32_t i = 0; i < BATCH; i++)
@@ -180,21 +219,29 @@ struct SmallKernel {
             }
         }
         dependency_release();
-        if (p.splits > 1) block_barrier();
+        // Where splits are joined, and gates and ups, other threads need what this one has.
+        const bool is_passed_on = IS_GATED || p.splits > 1;
+        float* to = p.splits > 1 ? p.partial + static_cast<size_t>(split) * TILES * 8 * SMALL_COLUMNS
+                                 : reinterpret_cast<float*>(shared_memory());
+        if (is_passed_on) block_barrier();
 #pragma unroll
         for (uint32_t tile = 0; tile < TILES; tile++) {
 #pragma unroll
             for (uint32_t i = 0; i < 4; i++) {
                 const uint32_t row = tile * 8 + 2 * t + i % 2, in_block = warp * PANEL_ROWS + g + i / 2 * 8;
                 const uint32_t column = block * SMALL_COLUMNS + in_block;
-                if (row >= p.rows || column >= p.matrix.rows) continue;
-                if (p.splits > 1) {
-                    p.partial[(static_cast<size_t>(split) * TILES * 8 + row) * SMALL_COLUMNS + in_block] = sums[tile][i];
-                } else {
-                    finish(p, row, column, sums[tile][i]);
+                if (is_passed_on) {
+                    to[row * SMALL_COLUMNS + in_block] = sums[tile][i];
+                } else if (row < p.rows && column < p.matrix.rows) {
+                    put(p, row, column, biased(p, column, sums[tile][i]));
                 }
             }
         }
-        if (p.splits > 1) join(p, block * SMALL_COLUMNS);
+        if (p.splits > 1) {
+            join(p, block);
+        } else if (IS_GATED) {
+            block_barrier();
+            finish(p, block, [&](uint32_t row, uint32_t in_block) { return to[row * SMALL_COLUMNS + in_block]; });
+        }
     }
 };

@@ -9,6 +9,7 @@ mod check;
 pub mod conformance;
 pub mod cpu;
 pub mod cuda;
+mod dataflow;
 pub mod device;
 mod layout;
 pub mod program;

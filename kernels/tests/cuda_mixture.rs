@@ -14,7 +14,6 @@ use galerne_kernels::device::Precision;
 use galerne_kernels::quant;
 
 const WIDTH: u32 = 64;
-const FFN: u32 = 32;
 
 /// A matrix on the device, and its numbers.
 struct Weights<'a> {
@@ -66,6 +65,7 @@ fn feed_forward(x: &[f64], gate_up: &Weights<'_>, down: &Weights<'_>) -> Vec<f64
 struct Case {
     rows: u32,
     experts: u32,
+    ffn: u32,
     top_k: u32,
     normalisation: RouterNormalisation,
     dtype: DType,
@@ -119,8 +119,8 @@ impl Model<'_> {
 fn model<'a>(rig: &'a Rig, case: &Case) -> Model<'a> {
     let expert = |seed: u64| {
         (
-            weights(rig, case.dtype, (2 * FFN, WIDTH), seed),
-            weights(rig, case.dtype, (WIDTH, FFN), seed + 1),
+            weights(rig, case.dtype, (2 * case.ffn, WIDTH), seed),
+            weights(rig, case.dtype, (WIDTH, case.ffn), seed + 1),
         )
     };
     Model {
@@ -208,6 +208,7 @@ fn check(case: Case, seed: u64) {
 const CASE: Case = Case {
     rows: 5,
     experts: 6,
+    ffn: 32,
     top_k: 2,
     normalisation: RouterNormalisation::SoftmaxChosen,
     dtype: DType::Q4_1,
@@ -281,4 +282,16 @@ fn padding_goes_through_no_expert() {
             check(case, 8);
         }
     }
+}
+
+#[test]
+fn experts_whose_gates_do_not_end_with_a_panel() {
+    let case = Case {
+        ffn: 40,
+        dtype: DType::Bf16,
+        is_shared: true,
+        precision: Precision::Auto,
+        ..CASE
+    };
+    check(case, 9);
 }

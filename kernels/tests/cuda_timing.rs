@@ -17,10 +17,11 @@ fn every_case_runs_within_its_buffers() {
     .expect("each kernel runs");
     for name in [
         "rms norm f32 3 x 64",
-        "linear nvfp4 5 x 128 to 48",
-        "linear bf16 512 x 128 to 48",
-        "linear bf16-by-library 512 x 128 to 48",
-        "linear fp8-by-library 512 x 128 to 48",
+        "linear nvfp4 5 x 128 to 64",
+        "linear int4-gated 5 x 128 to 64",
+        "linear bf16 512 x 128 to 64",
+        "linear bf16-by-library 512 x 128 to 64",
+        "linear fp8-by-library 512 x 128 to 64",
         "attention bf16 decode 3 x 70",
         "attention bf16 prefill 1 x 40",
     ] {

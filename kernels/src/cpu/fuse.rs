@@ -1,8 +1,9 @@
 //! What of a program is run together: a norm or a gated activation whose only reader is the linear map after it
 //! becomes that map's prologue, and saves a meeting of all workers. Knows nothing of kernels.
 
+use crate::dataflow::{is_gate_of, is_read_after, overlap};
 use crate::layout::views;
-use crate::program::{Instr, Program, View};
+use crate::program::{Instr, Program};
 
 /// One thing that workers share out and finish together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,27 +87,6 @@ pub(crate) fn join_gates(
     }
 }
 
-/// Whether a map makes the gate and, beside it, the up of a gated activation, and nothing else.
-fn is_gate_of(map: &Instr, activation: &Instr) -> bool {
-    let (
-        Instr::Linear {
-            out,
-            accumulate: false,
-            ..
-        },
-        Instr::ActivateMul { gate, up, .. },
-    ) = (map, activation)
-    else {
-        return false;
-    };
-    let half = |start| View {
-        start,
-        width: out.width / 2,
-        ..*out
-    };
-    out.width % 2 == 0 && *gate == half(out.start) && *up == half(out.start + out.width / 2)
-}
-
 /// Each prologue with its map.
 pub(crate) fn prologues(planned: &[Planned]) -> Vec<(usize, usize)> {
     let pair = |planned: &Planned| match *planned {
@@ -132,43 +112,12 @@ fn is_prologue(program: &Program, before: usize, at: usize) -> bool {
     x == made && !written_meanwhile && !is_read_after(program, at, made)
 }
 
-/// Whether what `view` holds at `at` is read by a later instruction, or is the result.
-fn is_read_after(program: &Program, at: usize, view: View) -> bool {
-    for instr in &program.instrs[at + 1..] {
-        let (reads, writes) = views(instr);
-        // A map that adds to its output reads it too.
-        let adds_to = match instr {
-            Instr::Linear {
-                accumulate: true,
-                out,
-                ..
-            } => Some(out),
-            _ => None,
-        };
-        if reads.iter().chain(adds_to).any(|read| overlap(*read, view)) {
-            return true;
-        }
-        if writes.iter().any(|write| covers(*write, view)) {
-            return false;
-        }
-    }
-    overlap(program.output, view)
-}
-
-fn overlap(a: View, b: View) -> bool {
-    a.buffer == b.buffer && a.start < b.start + b.width && b.start < a.start + a.width
-}
-
-fn covers(a: View, b: View) -> bool {
-    a.buffer == b.buffer && a.start <= b.start && a.start + a.width >= b.start + b.width
-}
-
 #[cfg(test)]
 mod tests {
     use galerne_core::graph::{Activation, Rows};
 
     use super::*;
-    use crate::program::{BufferId, BufferSpec, WeightId};
+    use crate::program::{BufferId, BufferSpec, View, WeightId};
 
     fn view(buffer: u32) -> View {
         View {

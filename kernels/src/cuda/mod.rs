@@ -8,6 +8,7 @@ mod cublaslt;
 mod device;
 pub mod driver;
 mod experts;
+mod gates;
 pub mod image;
 pub mod kv;
 pub mod launch;

@@ -1,6 +1,6 @@
 //! Where everything of a program will lie in device memory, and putting it there. Knows no kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use galerne_core::weights::WeightSource;
 
@@ -8,6 +8,7 @@ use super::attention_plan::PlanShape;
 use super::driver::{DevicePtr, Driver, Properties};
 use super::experts;
 use super::failed;
+use super::gates::gates;
 use super::kv::{KvElement, KvLayer};
 use super::launch::attention::with_warpgroups;
 use super::launch::linear::Means;
@@ -54,6 +55,7 @@ pub(super) struct ModelPlan<'a> {
     options: LoadOptions,
     weights: WeightPlan,
     layout: Layout,
+    gates: BTreeSet<usize>,
     tables: TableLayout,
     sampler: SamplerRoom,
     shapes: AttentionShapes,
@@ -129,7 +131,9 @@ impl<'a> ModelPlan<'a> {
             tokens: options.step_tokens_max,
             sequences: options.sequences_max,
         };
-        let layout = place(program, &[], rows_max, |width| width);
+        let gates = gates(program);
+        let pairs: Vec<_> = gates.iter().map(|&map| (map, map + 1)).collect();
+        let layout = place(program, &pairs, rows_max, |width| width);
         let pooled = options.kv.blocks.saturating_mul(options.kv.block_tokens);
         // No sequence is longer than the pool, and tables of rotations are long.
         let positions = if program.layers.is_empty() {
@@ -186,6 +190,7 @@ impl<'a> ModelPlan<'a> {
             options,
             weights,
             layout,
+            gates,
             tables,
             sampler,
             shapes,
@@ -290,6 +295,7 @@ impl<'a> ModelPlan<'a> {
             options: self.options,
             weights,
             layout: self.layout,
+            gates: self.gates,
             tables: self.tables,
             sampler: self.sampler,
             means: self.means,

@@ -1,6 +1,6 @@
 //! A loaded program, and what a step uploads and launches: which kernels run each instruction. Knows no driver.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use galerne_core::graph::Rows;
 use galerne_core::ids::BlockId;
@@ -12,7 +12,7 @@ use super::launch::attention::{Step, Tables, attention};
 use super::launch::copy::{Groups, copy_columns, gather_rows};
 use super::launch::elementwise::{Elementwise, elementwise};
 use super::launch::embedding::embedding;
-use super::launch::linear::{Linear, Means, linear};
+use super::launch::linear::{Linear, Means, gated, linear};
 use super::launch::mean_pool::mean_pool;
 use super::launch::mixture::{Mixture, mixture};
 use super::launch::norm::{self, l2_normalise, norm};
@@ -39,6 +39,8 @@ pub(super) struct Model {
     pub(super) kv: Vec<KvLayer>,
     /// Where buffers begin, in f32 numbers.
     pub(super) layout: Layout,
+    /// Linear maps that may end in the activation behind them.
+    pub(super) gates: BTreeSet<usize>,
     pub(super) tables: TableLayout,
     pub(super) shapes: AttentionShapes,
     pub(super) sampler: SamplerRoom,
@@ -176,10 +178,43 @@ impl Model {
     /// All launches of a step of so many rows.
     pub(super) fn launches(&self, rows: StepRows, step: Step) -> Vec<Launch> {
         let mut launches = Vec::with_capacity(self.program.instrs.len() * 2);
-        for (at, instr) in self.program.instrs.iter().enumerate() {
-            self.lower((at, instr), (rows, step), &mut launches);
+        let mut at = 0;
+        while let Some(instr) = self.program.instrs.get(at) {
+            if let Some(launch) = self.gated(at, rows) {
+                launches.push(launch);
+                at += 2;
+            } else {
+                self.lower((at, instr), (rows, step), &mut launches);
+                at += 1;
+            }
         }
         launches
+    }
+
+    /// One launch for the map at `at` and the activation behind it, where there can be one.
+    fn gated(&self, at: usize, rows: StepRows) -> Option<Launch> {
+        if !self.gates.contains(&at) {
+            return None;
+        }
+        let [
+            Instr::Linear { x, weight, bias, .. },
+            Instr::ActivateMul { function, out, .. },
+        ] = &self.program.instrs[at..at + 2]
+        else {
+            return None;
+        };
+        let [part] = &self.weights.matrices[weight.index()][..] else {
+            return None;
+        };
+        let map = Linear {
+            x: self.view(*x),
+            matrix: part.matrix,
+            bias: bias.map_or(DevicePtr::NULL, |bias| self.vector(bias)),
+            accumulate: false,
+            out: self.view(*out),
+            rows: self.rows(*x, rows),
+        };
+        gated(&map, *function, self.means, self.addresses.linear)
     }
 
     /// The columns of a buffer.

@@ -11,7 +11,7 @@ use super::driver::{DevicePtr, DeviceView, Driver, DriverError, Launch};
 use super::kv::{KvElement, KvLayer};
 use super::launch::attention::{Step, Tables, attention};
 use super::launch::elementwise::{Elementwise, elementwise};
-use super::launch::linear::{self, Linear, Means, linear};
+use super::launch::linear::{self, Linear, Means, gated, linear};
 use super::launch::norm::{Kind, norm};
 use super::weights::{Packing, WeightFormat};
 use crate::device::{Precision, SequenceSlice};
@@ -66,16 +66,19 @@ pub fn run(driver: &Arc<dyn Driver>, sizes: Sizes, found: &mut dyn FnMut(Timing)
         WeightFormat::Nvfp4,
     ] {
         for &rows in row_counts {
-            found(bench.linear(format, rows, false)?);
+            found(bench.linear(format, rows, Way::Kernels)?);
         }
+    }
+    for format in [WeightFormat::Bf16, WeightFormat::Int4] {
+        found(bench.linear(format, row_counts[1], Way::Gated)?);
     }
     // So many that the library takes every format.
     let many = if tiny { 512 } else { 2_048 };
     let has_products = driver.properties()?.has_products;
     for format in [WeightFormat::Bf16, WeightFormat::Fp8, WeightFormat::Codes4] {
-        found(bench.linear(format, many, false)?);
+        found(bench.linear(format, many, Way::Kernels)?);
         if has_products {
-            found(bench.linear(format, many, true)?);
+            found(bench.linear(format, many, Way::Library)?);
         }
     }
     for element in [KvElement::Bf16, KvElement::Fp8] {
@@ -90,6 +93,15 @@ pub fn run(driver: &Arc<dyn Driver>, sizes: Sizes, found: &mut dyn FnMut(Timing)
     }
     found(bench.attention(KvElement::Bf16, (1, 0, if tiny { 40 } else { 8_192 }))?);
     Ok(())
+}
+
+/// What runs a linear map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Kernels,
+    Library,
+    /// A kernel that ends in the activation of one half of the columns times the other.
+    Gated,
 }
 
 struct Bench<'a> {
@@ -232,10 +244,10 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn linear(&self, format: WeightFormat, rows: u32, has_products: bool) -> Result<Timing, DriverError> {
+    fn linear(&self, format: WeightFormat, rows: u32, way: Way) -> Result<Timing, DriverError> {
         let (inner, outer) = match self.sizes {
             Sizes::Full => (4_096, 28_672),
-            Sizes::Tiny => (128, 48),
+            Sizes::Tiny => (128, 64),
         };
         let packing = Packing::with_format(format, outer, inner);
         let matrices = (0..self.sets(packing.bytes())).map(|_| self.numbers(packing.bytes()));
@@ -246,7 +258,7 @@ impl<'a> Bench<'a> {
         let workspace = self.buffer(&vec![0; linear::workspace_bytes(&matrix, rows).max(16)])?;
         let means = Means {
             precision: Precision::Auto,
-            has_products,
+            has_products: way == Way::Library,
             has_tensor_memory: false,
         };
         let launch = |buffer: &Buffer<'_>| {
@@ -258,14 +270,23 @@ impl<'a> Bench<'a> {
                 out: Self::view(&out, outer),
                 rows,
             };
-            linear(&map, means, workspace.at)
+            match way {
+                Way::Kernels | Way::Library => linear(&map, means, workspace.at),
+                Way::Gated => gated(&map, Activation::Silu, means, workspace.at)
+                    .into_iter()
+                    .collect(),
+            }
         };
         let sets: Vec<_> = matrices.iter().map(launch).collect();
-        let by = if has_products { "-by-library" } else { "" };
+        let (by, written) = match way {
+            Way::Kernels => ("", outer),
+            Way::Library => ("-by-library", outer),
+            Way::Gated => ("-gated", outer / 2),
+        };
         Ok(Timing {
             name: format!("linear {format:?}{by} {rows} x {inner} to {outer}").to_lowercase(),
             seconds: self.time(&sets)?,
-            bytes: packing.bytes() + (rows * (inner + outer) * 4) as usize,
+            bytes: packing.bytes() + (rows * (inner + written) * 4) as usize,
             flops: 2.0 * f64::from(rows) * f64::from(inner) * f64::from(outer),
         })
     }

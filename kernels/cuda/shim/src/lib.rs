@@ -10,7 +10,6 @@ mod rig;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
@@ -74,8 +73,7 @@ pub fn numbers(count: usize, seed: u32, mean: f32) -> Vec<f32> {
 pub struct Shim {
     seed: u64,
     has_products: bool,
-    launches: AtomicU64,
-    products: AtomicU64,
+    ran: Mutex<BTreeMap<&'static str, u64>>,
     mappings: Mutex<BTreeMap<u64, Mapping>>,
 }
 
@@ -86,8 +84,7 @@ impl Shim {
         Self {
             seed,
             has_products: false,
-            launches: AtomicU64::new(0),
-            products: AtomicU64::new(0),
+            ran: Mutex::new(BTreeMap::new()),
             mappings: Mutex::new(BTreeMap::new()),
         }
     }
@@ -101,10 +98,12 @@ impl Shim {
         }
     }
 
-    /// How many matrix products it has run, other than in graphs.
+    /// How many launches of kernels (or [`Product::KERNEL`]) whose names end so it has run, other than in graphs.
     #[must_use]
-    pub fn products(&self) -> u64 {
-        self.products.load(Ordering::Relaxed)
+    pub fn ran(&self, ending: &str) -> u64 {
+        let ran = locked(&self.ran);
+        let such = ran.iter().filter(|(name, _)| name.ends_with(ending));
+        such.map(|(_, times)| times).sum()
     }
 
     /// Device memory with these numbers.
@@ -120,7 +119,7 @@ impl Shim {
     }
 
     fn mappings(&self) -> MutexGuard<'_, BTreeMap<u64, Mapping>> {
-        self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.mappings)
     }
 
     fn map(&self, bytes: usize, fill: u8) -> Result<u64, DriverError> {
@@ -130,9 +129,17 @@ impl Shim {
         Ok(at)
     }
 
+    /// Counts a launch; says how many there were before it.
+    fn count(&self, kernel: &'static str) -> u64 {
+        let mut ran = locked(&self.ran);
+        let before = ran.values().sum();
+        *ran.entry(kernel).or_default() += 1;
+        before
+    }
+
     fn launch(&self, launch: &Launch) -> Result<(), DriverError> {
+        let number = self.count(launch.kernel);
         if let Some(product) = launch.product().filter(|_| self.has_products) {
-            self.products.fetch_add(1, Ordering::Relaxed);
             // SAFETY: the business of whoever enqueued it, as for kernels.
             unsafe { product::run(&product) };
             return Ok(());
@@ -140,7 +147,6 @@ impl Shim {
         let kernel = find(launch.kernel)?;
         let mut params = vec![0_u64; launch.params.len().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut params)[..launch.params.len()].copy_from_slice(&launch.params);
-        let number = self.launches.fetch_add(1, Ordering::Relaxed);
         let mut error = vec![0_u8; 400];
         // SAFETY: the kernel exists, parameters are of the length said and aligned, and what they point to is the
         // business of whoever enqueued them.
@@ -166,6 +172,10 @@ impl Shim {
             reason: String::from_utf8_lossy(&error).into_owned(),
         })
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn find(name: &str) -> Result<c_int, DriverError> {

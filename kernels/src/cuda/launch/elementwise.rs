@@ -55,6 +55,19 @@ impl Elementwise {
     }
 }
 
+/// What kernels that end in an activation call it: `Activation` in `activations.cuh`.
+pub(super) const fn activation_number(activation: Option<Activation>) -> u32 {
+    match activation {
+        None => 0,
+        Some(Activation::Silu) => 1,
+        Some(Activation::Gelu) => 2,
+        Some(Activation::GeluTanh) => 3,
+        Some(Activation::Relu) => 4,
+        Some(Activation::Tanh) => 5,
+        Some(Activation::Sigmoid) => 6,
+    }
+}
+
 /// `out = op(a, b)`, all `[rows, width]`; `out` may be `a` or `b`. Ops of one operand ignore `b`.
 #[must_use]
 pub fn elementwise(op: Elementwise, a: DeviceView, b: DeviceView, out: DeviceView, rows: u32) -> Launch {

@@ -1,7 +1,9 @@
 //! Which kernels run a linear map.
 
+use galerne_core::graph::Activation;
+
 use super::linear_exact::linear_exact;
-use super::linear_small::{self, linear_small};
+use super::linear_small::{self, is_gated, linear_small};
 use super::linear_tile::{linear_tile, linear_tile_sm100};
 use super::product::{self, product};
 use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
@@ -54,10 +56,23 @@ pub fn workspace_bytes(matrix: &DeviceMatrix, rows_max: u32) -> usize {
 #[must_use]
 pub fn linear(linear: &Linear, means: Means, workspace: DevicePtr) -> Vec<Launch> {
     match means.precision {
-        Precision::Auto if linear.rows <= linear_small::ROWS_MAX => vec![linear_small(linear, workspace)],
+        Precision::Auto if linear.rows <= linear_small::ROWS_MAX => {
+            vec![linear_small(linear, None, workspace)]
+        }
         Precision::Auto if means.has_tensor_memory => linear_tile_sm100(linear, workspace),
         Precision::Auto if means.has_products && product::is_for(linear) => product(linear, workspace),
         Precision::Auto => linear_tile(linear, workspace),
         Precision::F32 => vec![linear_exact(linear)],
     }
+}
+
+/// The launch of a linear map whose columns are gates and, behind them, as many ups, and of `function(gate) * up` into out, `[rows,
+/// matrix.rows / 2]`; nothing where that takes two.
+#[must_use]
+pub fn gated(linear: &Linear, function: Activation, means: Means, workspace: DevicePtr) -> Option<Launch> {
+    let is_for_one = means.precision == Precision::Auto
+        && linear.rows <= linear_small::ROWS_MAX
+        && is_gated(&linear.matrix)
+        && !linear.accumulate;
+    is_for_one.then(|| linear_small(linear, Some(function), workspace))
 }

@@ -1,10 +1,12 @@
 //! Launcher of `linear_small.cu`: linear maps of up to 64 rows, which stream the weights once.
 
 use bytemuck::{Pod, Zeroable};
+use galerne_core::graph::Activation;
 
+use super::elementwise::activation_number;
 use super::linear::Linear;
 use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
-use crate::cuda::weights::{DeviceMatrix, MatrixParams};
+use crate::cuda::weights::{DeviceMatrix, MatrixParams, PANEL_ROWS};
 
 /// The parameter struct, `LinearSmallParams` in `linear_small.cu`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -21,7 +23,7 @@ pub struct LinearSmallParams {
     splits: u32,
     split_chunks: u32,
     stage_chunks: u32,
-    unused: u32,
+    activation: u32,
 }
 
 /// Most rows of x.
@@ -60,6 +62,8 @@ pub(super) use names;
 
 /// By format and rows.
 const KERNELS: [[&str; 4]; 13] = names!("linear_small_": "_8", "_16", "_32", "_64");
+const KERNELS_GATED: [[&str; 4]; 13] =
+    names!("linear_small_": "_8_gated", "_16_gated", "_32_gated", "_64_gated");
 
 /// How the columns of x are shared out. All but the stage follow from the matrix's shape alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +111,7 @@ impl Plan {
             splits: chunks.div_ceil(split_chunks),
             split_chunks,
             stage_chunks,
-            shared_bytes: stage_chunks * chunk_bytes,
+            shared_bytes: (stage_chunks * chunk_bytes).max(size * COLUMNS * 4),
             size: (size / 8).trailing_zeros() as usize,
         }
     }
@@ -126,9 +130,16 @@ pub(super) fn workspace_bytes(matrix: &DeviceMatrix, rows: u32) -> usize {
     COUNTERS_BYTES + Plan::new(matrix, rows).partial_bytes()
 }
 
-/// See [`Linear`]; at most [`ROWS_MAX`] rows.
+/// Whether the rows of a matrix are gates and, behind them, as many ups, such that maps by it can end in an activation.
 #[must_use]
-pub fn linear_small(linear: &Linear, workspace: DevicePtr) -> Launch {
+pub const fn is_gated(matrix: &DeviceMatrix) -> bool {
+    matrix.rows.is_multiple_of(2 * PANEL_ROWS)
+}
+
+/// See [`Linear`]; at most [`ROWS_MAX`] rows. With an activation `f` the matrix [`is_gated`], and out, `[rows, matrix.rows / 2]`, becomes
+/// `f(gate) * up` of the map's columns.
+#[must_use]
+pub fn linear_small(linear: &Linear, activation: Option<Activation>, workspace: DevicePtr) -> Launch {
     let plan = Plan::new(&linear.matrix, linear.rows);
     let params = LinearSmallParams {
         x: linear.x,
@@ -142,9 +153,14 @@ pub fn linear_small(linear: &Linear, workspace: DevicePtr) -> Launch {
         splits: plan.splits,
         split_chunks: plan.split_chunks,
         stage_chunks: plan.stage_chunks,
-        unused: 0,
+        activation: activation_number(activation),
     };
-    let kernel = KERNELS[linear.matrix.format as usize][plan.size];
+    let kernels = if activation.is_some() {
+        &KERNELS_GATED
+    } else {
+        &KERNELS
+    };
+    let kernel = kernels[linear.matrix.format as usize][plan.size];
     let splits = if linear.rows == 0 { 0 } else { plan.splits };
     Launch::new(kernel, [plan.blocks, splits, 1], 256, plan.shared_bytes, &params)
 }

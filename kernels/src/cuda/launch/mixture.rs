@@ -3,8 +3,8 @@
 use galerne_core::graph::{Activation, RouterNormalisation};
 
 use super::elementwise::{Elementwise, elementwise};
-use super::linear::{self, Linear, Means, linear};
-use super::linear_small::COUNTERS_BYTES;
+use super::linear::{self, Linear, Means, gated, linear};
+use super::linear_small::{COUNTERS_BYTES, is_gated};
 use super::moe_combine::moe_combine;
 use super::moe_exact::moe_exact;
 use super::moe_linear::moe_linear;
@@ -186,30 +186,35 @@ fn experts(
 ) -> Vec<Launch> {
     let tiling = Tiling::new(rows * mixture.top_k, mixture.router.rows);
     let (gate, up) = halves(space.inner);
+    let function = mixture.function;
     let activate = elementwise(
-        Elementwise::ActivateMul(mixture.function),
+        Elementwise::ActivateMul(function),
         gate,
         up,
         gate,
         tiling.assignments,
     );
-    let plan = (space.order, space.tiles);
-    match precision {
-        Precision::F32 => {
-            let chosen = (space.chosen, tiling.assignments);
-            vec![
-                moe_exact((x, mixture.top_k), &mixture.gate_up, chosen, space.inner),
-                activate,
-                moe_exact((gate, 1), &mixture.down, chosen, space.y),
-            ]
-        }
-        Precision::Auto => vec![
-            moe_plan(space.chosen, plan, tiling),
-            moe_linear((x, mixture.top_k), &mixture.gate_up, plan, tiling, space.inner),
+    if precision == Precision::F32 {
+        let chosen = (space.chosen, tiling.assignments);
+        return vec![
+            moe_exact((x, mixture.top_k), &mixture.gate_up, chosen, space.inner),
             activate,
-            moe_linear((gate, 1), &mixture.down, plan, tiling, space.y),
-        ],
+            moe_exact((gate, 1), &mixture.down, chosen, space.y),
+        ];
     }
+    let plan = (space.order, space.tiles);
+    let map = |x, experts, out| moe_linear(x, experts, plan, tiling, out);
+    let mut launches = vec![moe_plan(space.chosen, plan, tiling)];
+    if is_gated(&mixture.gate_up.matrix) {
+        launches.push(map((x, mixture.top_k), (&mixture.gate_up, Some(function)), gate));
+    } else {
+        launches.extend([
+            map((x, mixture.top_k), (&mixture.gate_up, None), space.inner),
+            activate,
+        ]);
+    }
+    launches.push(map((gate, 1), (&mixture.down, None), space.y));
+    launches
 }
 
 fn shared_expert(
@@ -229,14 +234,23 @@ fn shared_expert(
         rows,
     };
     let (gate, up) = halves(space.shared_inner);
-    let mut launches = linear(&map(x, expert.gate_up, space.shared_inner), means, workspace);
-    launches.push(elementwise(
-        Elementwise::ActivateMul(function),
-        gate,
-        up,
-        gate,
-        rows,
-    ));
+    let mut launches = vec![];
+    if let Some(launch) = gated(&map(x, expert.gate_up, gate), function, means, workspace) {
+        launches.push(launch);
+    } else {
+        launches.extend(linear(
+            &map(x, expert.gate_up, space.shared_inner),
+            means,
+            workspace,
+        ));
+        launches.push(elementwise(
+            Elementwise::ActivateMul(function),
+            gate,
+            up,
+            gate,
+            rows,
+        ));
+    }
     launches.extend(linear(&map(gate, expert.down, space.shared_y), means, workspace));
     // One number per row decides over the whole expert: exact, like the router.
     let gate = expert.gate.map(|matrix| map(x, matrix, space.gate));

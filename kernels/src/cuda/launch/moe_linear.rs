@@ -1,7 +1,9 @@
 //! Launcher of `moe_linear.cu`: linear maps of a mixture's experts, the rows of each expert together.
 
 use bytemuck::{Pod, Zeroable};
+use galerne_core::graph::Activation;
 
+use super::elementwise::activation_number;
 use super::linear_small::{Plan, names};
 use super::mixture::ExpertTable;
 use super::moe_plan::Tiling;
@@ -20,16 +22,20 @@ pub struct MoeLinearParams {
     tiles: DevicePtr,
     x_divisor: u32,
     stage_chunks: u32,
+    activation: u32,
+    unused: u32,
 }
 
 /// By format and rows of a tile.
 const KERNELS: [[&str; 2]; 13] = names!("moe_linear_": "_8", "_32");
+const KERNELS_GATED: [[&str; 2]; 13] = names!("moe_linear_": "_8_gated", "_32_gated");
 
-/// `out[a] = x[a / x_divisor] W_e^T` for the assignments of `order` and `tiles`, which `moe_plan` made.
+/// `out[a] = x[a / x_divisor] W_e^T` for the assignments of `order` and `tiles`, which `moe_plan` made; with an activation as
+/// [`linear_small`](super::linear_small::linear_small).
 #[must_use]
 pub fn moe_linear(
     (x, x_divisor): (DeviceView, u32),
-    experts: &ExpertTable,
+    (experts, activation): (&ExpertTable, Option<Activation>),
     (order, tiles): (DevicePtr, DevicePtr),
     tiling: Tiling,
     out: DeviceView,
@@ -44,8 +50,15 @@ pub fn moe_linear(
         tiles,
         x_divisor,
         stage_chunks: plan.stage_chunks,
+        activation: activation_number(activation),
+        unused: 0,
     };
-    let kernel = KERNELS[experts.matrix.format as usize][usize::from(tiling.rows > 8)];
+    let kernels = if activation.is_some() {
+        &KERNELS_GATED
+    } else {
+        &KERNELS
+    };
+    let kernel = kernels[experts.matrix.format as usize][usize::from(tiling.rows > 8)];
     Launch::new(
         kernel,
         [plan.blocks, tiling.tiles_max(), 1],
