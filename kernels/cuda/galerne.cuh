@@ -66,6 +66,21 @@ DEVICE float warp_max(float value) {
     return value;
 }
 
+// Largest of the block, in every thread. `room` is 32 values of shared memory that nothing else uses until the next barrier after the
+// return.
+template <typename T>
+DEVICE T block_max(T value, T* room) {
+    for (uint32_t lane = WARP / 2; lane > 0; lane /= 2) {
+        const T other = shuffle_xor(value, lane);
+        value = other > value ? other : value;
+    }
+    if (thread_index() % WARP == 0) room[thread_index() / WARP] = value;
+    block_barrier();
+    for (uint32_t w = 0; w < block_threads() / WARP; w++) value = room[w] > value ? room[w] : value;
+    block_barrier();
+    return value;
+}
+
 // Sum over the block, in every thread. `room` is 32 floats of shared memory that nothing else uses until the next barrier
 // after the return.
 DEVICE float block_sum(float value, float* room) {

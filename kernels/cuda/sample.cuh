@@ -221,7 +221,7 @@ DEVICE Keys<QUADS> load_keys(const SampleParams& p, const Job& job, uint32_t chu
 }
 
 // Sum of the values of the threads before this one; `total`: of all. `room` is 32 values that nothing else uses until the
-// next barrier after the return; so for block_max.
+// next barrier after the return.
 template <typename T>
 DEVICE T block_scan(T value, T* room, T& total) {
     const uint32_t warp = thread_index() / WARP, lane = thread_index() % WARP;
@@ -240,19 +240,6 @@ DEVICE T block_scan(T value, T* room, T& total) {
     }
     block_barrier();
     return before + inclusive - value;
-}
-
-template <typename T>
-DEVICE T block_max(T value, T* room) {
-    for (uint32_t lane = WARP / 2; lane > 0; lane /= 2) {
-        const T other = shuffle_xor(value, lane);
-        value = other > value ? other : value;
-    }
-    if (thread_index() % WARP == 0) room[thread_index() / WARP] = value;
-    block_barrier();
-    for (uint32_t w = 0; w < block_threads() / WARP; w++) value = room[w] > value ? room[w] : value;
-    block_barrier();
-    return value;
 }
 
 // What is known of a job's whole row once its chunks are.

@@ -63,6 +63,9 @@ pub struct KvSpec {
 pub enum Quantization {
     /// 8-bit floats (e4m3) with one f32 factor per output.
     Fp8,
+    /// The same; under [`Precision::Auto`] activations of many rows become 8-bit floats too, with a factor per row, where the device
+    /// multiplies such.
+    Fp8W8A8,
     /// 4-bit integers with an f16 scale and a zero per 128 inputs.
     Int4,
     /// 4-bit floats (e2m1) with an e4m3 scale per 16 inputs and an f32 factor per output.
@@ -71,7 +74,7 @@ pub enum Quantization {
 
 impl Quantization {
     /// All.
-    pub const ALL: [Self; 3] = [Self::Fp8, Self::Int4, Self::Nvfp4];
+    pub const ALL: [Self; 4] = [Self::Fp8, Self::Fp8W8A8, Self::Int4, Self::Nvfp4];
 }
 
 /// How a program is loaded.

@@ -69,6 +69,7 @@ fn rounded_weights_take_less_memory() {
     let rest = weight_bytes(None) - as_stored;
     for (quantization, row_bytes) in [
         (Quantization::Fp8, 128 + 4),
+        (Quantization::Fp8W8A8, 128 + 4),
         (Quantization::Int4, 64 + 4),
         (Quantization::Nvfp4, 64 + 8 + 4),
     ] {

@@ -9,11 +9,12 @@ use galerne_core::dtype::DType;
 use galerne_core::graph::{Activation, EmbeddingIndex};
 use galerne_cuda_shim::{Memory, Rig};
 use galerne_kernels::conformance::Numbers;
-use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Launch};
+use galerne_kernels::cuda::driver::{DevicePtr, DeviceView, Launch, Product, ProductElement, Products};
 use galerne_kernels::cuda::launch::dequantize::dequantize;
 use galerne_kernels::cuda::launch::embedding::embedding;
+use galerne_kernels::cuda::launch::fp8_round::fp8_round;
 use galerne_kernels::cuda::launch::linear::{Linear, Means, gated, linear, workspace_bytes};
-use galerne_kernels::cuda::launch::product::{WRITTEN_ROWS_MIN, written};
+use galerne_kernels::cuda::launch::product::{WRITTEN_ROWS_MIN, written, written_fp8};
 use galerne_kernels::cuda::weights::{DeviceMatrix, Packing, WeightFormat};
 use galerne_kernels::device::Precision;
 use galerne_kernels::program::{BufferId, View};
@@ -130,7 +131,7 @@ fn mapped(rig: &Rig, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32> {
     };
     let means = Means {
         precision: case.precision,
-        has_products: rig.has_products(),
+        products: rig.products().min(Products::Floats16),
         has_tensor_memory: false,
     };
     run(rig, &linear(&job, means, workspace.at()));
@@ -325,7 +326,7 @@ fn many_rows_and_columns_take_several_tiles() {
 
 const MEANS: Means = Means {
     precision: Precision::Auto,
-    has_products: false,
+    products: Products::None,
     has_tensor_memory: false,
 };
 
@@ -496,7 +497,7 @@ fn a_library_multiplies_many_rows_of_any_format_once_they_are_written_out() {
 #[test]
 fn a_matrix_written_out_in_parts_gives_what_it_gives_whole() {
     let rig = Rig::new(6).with_products();
-    if !rig.has_products() {
+    if rig.products() == Products::None {
         return;
     }
     let (rows, outer, inner) = (5, 56, 136);
@@ -531,11 +532,177 @@ fn a_matrix_written_out_in_parts_gives_what_it_gives_whole() {
     }
 }
 
+/// What `fp8_round` makes of rows, and each row's factor.
+fn rounded(rig: &Rig, x: &[f32], width: u32) -> (Vec<u8>, Vec<f32>) {
+    let (rows, depth) = (x.len() as u32 / width, width.next_multiple_of(128));
+    let memory = rig.memory(x);
+    let codes = rig.poisoned::<u8>((rows * depth) as usize);
+    let factors = rig.poisoned::<f32>(rows as usize);
+    let to = (codes.at(), factors.at());
+    run(rig, &[fp8_round(memory.view(width, 0, width), rows, to, depth)]);
+    (codes.read(), factors.read())
+}
+
+/// The numbers of codes of 8-bit floats, by the definition of the format.
+fn float8(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match exponent {
+        0 => mantissa * 2f32.powi(-9),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if code & 0x80 == 0 { size } else { -size }
+}
+
+#[test]
+fn rows_become_8_bit_floats_of_their_largest_number() {
+    for (seed, (width, scale)) in [(1, 1.0), (33, 1e-4), (128, 1.0), (700, 3e4)]
+        .into_iter()
+        .enumerate()
+    {
+        let rig = Rig::new(seed as u64);
+        let rows = 5;
+        let mut x = Numbers::new(seed as u64).normals((rows * width) as usize, scale);
+        x[..width as usize].fill(0.0);
+        // A number far above the others of its row.
+        x[2 * width as usize] = 1e3 * scale;
+        let (codes, factors) = rounded(&rig, &x, width);
+        let depth = width.next_multiple_of(128) as usize;
+        for (row, (x, codes)) in x
+            .chunks_exact(width as usize)
+            .zip(codes.chunks_exact(depth))
+            .enumerate()
+        {
+            let largest = x.iter().fold(0.0, |largest: f32, v| largest.max(v.abs()));
+            for (k, &code) in codes.iter().enumerate() {
+                let expected = x.get(k).copied().unwrap_or(0.0);
+                let got = float8(code) * factors[row];
+                // 4 bits, or half of the smallest code.
+                let error = (expected.abs() / 16.0).max(factors[row] / 1_024.0) * 1.000_01;
+                assert!(
+                    (got - expected).abs() <= error,
+                    "[{row}, {k}] of {width}: {expected} became {got}"
+                );
+                if expected.abs() == largest && largest > 0.0 {
+                    assert_eq!(code & 0x7f, 0x7e, "the largest of a row is the largest code");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_library_multiplies_8_bit_floats_if_x_may_be_such() {
+    for (seed, (outer, inner, columns)) in [(48, 200, 48), (80, 130, 32), (16, 384, 16)]
+        .into_iter()
+        .enumerate()
+    {
+        let rig = Rig::new(seed as u64).with_products();
+        if rig.products() < Products::Floats8 {
+            return;
+        }
+        let rows = 9;
+        let weights = Weights::quantized(&rig, WeightFormat::Fp8, outer, inner);
+        let x = Numbers::new(4).normals((rows * inner) as usize, 1.0);
+        let (codes, factors) = rounded(&rig, &x, inner);
+        let depth = inner.next_multiple_of(128) as usize;
+        let (x, workspace) = (rig.memory(&x), rig.poisoned::<u8>(1 << 18));
+        for accumulate in [false, true] {
+            let out = rig.memory(&vec![0.5; (rows * (outer + 4)) as usize]);
+            let map = Linear {
+                x: x.view(inner, 0, inner),
+                matrix: weights.matrix,
+                bias: DevicePtr::NULL,
+                accumulate,
+                out: out.view(outer + 4, 0, outer),
+                rows,
+            };
+            run(&rig, &written_fp8(&map, columns, workspace.at()));
+            for (row, got) in out.read().chunks_exact(outer as usize + 4).enumerate() {
+                let x = codes[row * depth..][..inner as usize].iter();
+                let x: Vec<f32> = x.map(|&code| float8(code) * factors[row]).collect();
+                for (column, &got) in got[..outer as usize].iter().enumerate() {
+                    let products = x.iter().zip(&weights.values[column * inner as usize..]);
+                    let sum: f64 = products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                    let expected = sum + if accumulate { 0.5 } else { 0.0 };
+                    assert!(
+                        (f64::from(got) - expected).abs() <= 1e-4 * expected.abs().max(1.0),
+                        "[{row}, {column}] of [{outer}, {inner}]: expected {expected}, got {got}"
+                    );
+                }
+                assert_eq!(got[outer as usize..], [0.5; 4], "it wrote beside its columns");
+            }
+        }
+    }
+}
+
+#[test]
+fn x_becomes_8_bits_only_where_everything_is_for_it() {
+    let map = Linear {
+        x: view(8, 100),
+        matrix: Packing::with_format(WeightFormat::Fp8, 96, 100).matrix(DevicePtr(4_096)),
+        bias: DevicePtr::NULL,
+        accumulate: false,
+        out: view(16, 96),
+        rows: WRITTEN_ROWS_MIN,
+    };
+    let element = |map: &Linear, products| {
+        let means = Means { products, ..MEANS };
+        let launches = linear(map, means, DevicePtr(1 << 20));
+        let product = launches.iter().find_map(Launch::product);
+        product.map(|Product { shape, .. }| shape.element())
+    };
+    assert_eq!(element(&map, Products::Floats8), Some(ProductElement::Fp8));
+    assert_eq!(element(&map, Products::Floats16), Some(ProductElement::Bf16));
+    assert_eq!(element(&map, Products::None), None);
+    let few = Linear {
+        rows: WRITTEN_ROWS_MIN - 1,
+        ..map
+    };
+    assert_eq!(element(&few, Products::Floats8), None);
+    let matrix = |format, rows, width| Packing::with_format(format, rows, width).matrix(DevicePtr(4_096));
+    for (why, map) in [
+        (
+            "the library has no bias for it",
+            Linear {
+                bias: DevicePtr(160),
+                ..map
+            },
+        ),
+        (
+            "columns are not whole sixteens",
+            Linear {
+                matrix: matrix(WeightFormat::Fp8, 92, 100),
+                ..map
+            },
+        ),
+        (
+            "x is narrow",
+            Linear {
+                matrix: matrix(WeightFormat::Fp8, 96, 64),
+                ..map
+            },
+        ),
+        (
+            "other weights",
+            Linear {
+                matrix: matrix(WeightFormat::Int4, 96, 100),
+                ..map
+            },
+        ),
+    ] {
+        assert_eq!(
+            element(&map, Products::Floats8),
+            Some(ProductElement::Bf16),
+            "{why}"
+        );
+    }
+}
+
 #[test]
 fn tensor_memory_takes_maps_of_many_rows_if_asked_for() {
     let means = Means {
         precision: Precision::Auto,
-        has_products: true,
+        products: Products::Floats8,
         has_tensor_memory: true,
     };
     for (format, rows, expected) in [
@@ -571,23 +738,26 @@ fn a_library_gets_only_what_it_can_multiply() {
         out: view(16, 64),
         rows: 65,
     };
-    let kernel = |map: &Linear, precision, has_products| {
+    let kernel = |map: &Linear, precision, products| {
         let launches = linear(
             map,
             Means {
                 precision,
-                has_products,
+                products,
                 has_tensor_memory: false,
             },
             DevicePtr(1 << 20),
         );
         launches.last().expect("a launch").kernel
     };
-    assert_eq!(kernel(&fits, Precision::Auto, true), "product");
-    assert_eq!(kernel(&fits, Precision::Auto, false), "linear_tile_bf16");
-    assert_eq!(kernel(&fits, Precision::F32, true), "linear_exact");
+    assert_eq!(kernel(&fits, Precision::Auto, Products::Floats16), "product");
+    assert_eq!(kernel(&fits, Precision::Auto, Products::None), "linear_tile_bf16");
+    assert_eq!(kernel(&fits, Precision::F32, Products::Floats8), "linear_exact");
     let few = Linear { rows: 64, ..fits };
-    assert_eq!(kernel(&few, Precision::Auto, true), "linear_small_bf16_64");
+    assert_eq!(
+        kernel(&few, Precision::Auto, Products::Floats8),
+        "linear_small_bf16_64"
+    );
     let matrix = |format| Packing::with_format(format, 64, 40).matrix(DevicePtr(4_096));
     for (why, map) in [
         (
@@ -620,7 +790,7 @@ fn a_library_gets_only_what_it_can_multiply() {
             },
         ),
     ] {
-        let kernel = kernel(&map, Precision::Auto, true);
+        let kernel = kernel(&map, Precision::Auto, Products::Floats8);
         assert!(kernel.starts_with("linear_tile_"), "{why}: {kernel}");
     }
 }

@@ -6,7 +6,7 @@ use galerne_core::dtype::DType;
 use galerne_core::graph::{Activation, RouterNormalisation};
 use galerne_cuda_shim::{Memory, Rig};
 use galerne_kernels::conformance::Numbers;
-use galerne_kernels::cuda::driver::DevicePtr;
+use galerne_kernels::cuda::driver::{DevicePtr, Products};
 use galerne_kernels::cuda::launch::linear::Means;
 use galerne_kernels::cuda::launch::mixture::{ExpertTable, Mixture, SharedExpert, mixture, workspace_bytes};
 use galerne_kernels::cuda::weights::{DeviceMatrix, Packing};
@@ -177,7 +177,7 @@ fn check(case: Case, seed: u64) {
         (case.rows, sequences.at()),
         Means {
             precision: case.precision,
-            has_products: false,
+            products: Products::None,
             has_tensor_memory: false,
         },
         workspace.at(),

@@ -5,6 +5,8 @@ use galerne_kernels::cuda::launch::copy::CopyParams;
 use galerne_kernels::cuda::launch::dequantize::DequantizeParams;
 use galerne_kernels::cuda::launch::elementwise::ElementwiseParams;
 use galerne_kernels::cuda::launch::embedding::EmbeddingParams;
+use galerne_kernels::cuda::launch::fp8_round::Fp8RoundParams;
+use galerne_kernels::cuda::launch::fp8_rows::Fp8RowsParams;
 use galerne_kernels::cuda::launch::linear_exact::LinearExactParams;
 use galerne_kernels::cuda::launch::linear_small::LinearSmallParams;
 use galerne_kernels::cuda::launch::linear_tile::{LinearCastParams, LinearTileParams};
@@ -24,6 +26,8 @@ const STRUCTS: &[(&str, usize)] = &[
     ("dequantize", size_of::<DequantizeParams>()),
     ("elementwise_", size_of::<ElementwiseParams>()),
     ("embedding", size_of::<EmbeddingParams>()),
+    ("fp8_round", size_of::<Fp8RoundParams>()),
+    ("fp8_rows", size_of::<Fp8RowsParams>()),
     ("linear_cast_", size_of::<LinearCastParams>()),
     ("linear_exact", size_of::<LinearExactParams>()),
     ("linear_small_", size_of::<LinearSmallParams>()),

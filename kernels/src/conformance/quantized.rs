@@ -18,6 +18,10 @@ pub(super) const CASES: &[Case] = &[
         run: |bench| cases(bench, Quantization::Fp8),
     },
     Case {
+        name: "weights rounded to fp8, many rows' activations too",
+        run: |bench| cases(bench, Quantization::Fp8W8A8),
+    },
+    Case {
         name: "weights rounded to int4",
         run: |bench| cases(bench, Quantization::Int4),
     },

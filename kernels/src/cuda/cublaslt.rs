@@ -12,7 +12,7 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver;
 
-use super::driver::{DevicePtr, DriverError, Product, ProductShape};
+use super::driver::{DevicePtr, DriverError, Product, ProductElement, ProductShape, Products};
 use super::native::failed;
 
 /// What NVIDIA recommends for Hopper and Blackwell.
@@ -30,6 +30,7 @@ pub(super) struct Library {
     /// Shared by all products: they run one after the other.
     workspace: DevicePtr,
     plans: Mutex<HashMap<Kind, Plan>>,
+    products: Products,
 }
 
 /// What products must have in common to be run the same way.
@@ -46,10 +47,25 @@ impl Kind {
             has_bias: product.bias != DevicePtr::NULL,
         }
     }
+
+    /// Of a product that tells whether there can be such.
+    fn small(element: ProductElement, accumulate: u32, has_bias: bool) -> Self {
+        let shape = ProductShape {
+            rows: 128,
+            columns: 128,
+            depth: 128,
+            x_stride: 128,
+            w_stride: 128,
+            out_stride: 128,
+            element: element as u32,
+            accumulate,
+        };
+        Self { shape, has_bias }
+    }
 }
 
 impl Library {
-    /// If it can be loaded and runs every kind of product on this GPU.
+    /// If it can be loaded and runs every kind of product of 16-bit floats on this GPU.
     pub(super) fn open() -> Option<Self> {
         // SAFETY: it loads the library, if there is one, as the process is allowed to.
         if !unsafe { sys::is_culib_present() } {
@@ -59,28 +75,32 @@ impl Library {
             handle: result::create_handle().ok()?,
             workspace: DevicePtr::NULL,
             plans: Mutex::default(),
+            products: Products::Floats16,
         };
         // SAFETY: memory of any content, released in `drop`.
         library.workspace = DevicePtr(unsafe { driver::result::malloc_sync(WORKSPACE_BYTES) }.ok()?);
         // One too old for the GPU says so here, where there still is another way.
-        let kinds = (0..8).map(|bits| Kind {
-            shape: ProductShape {
-                rows: 128,
-                columns: 128,
-                depth: 128,
-                x_stride: 128,
-                w_stride: 128,
-                out_stride: 128,
-                is_f16: bits & 1,
-                accumulate: bits >> 1 & 1,
-            },
-            has_bias: bits >> 2 == 1,
-        });
         let mut plans = HashMap::new();
-        for kind in kinds {
-            library.plan(&mut plans, kind).ok()?;
+        let mut runs = |element, has_bias| {
+            let mut kinds = [0, 1]
+                .map(|accumulate| Kind::small(element, accumulate, has_bias))
+                .into_iter();
+            kinds.all(|kind| library.plan(&mut plans, kind).is_ok())
+        };
+        for element in [ProductElement::Bf16, ProductElement::F16] {
+            if !(runs(element, false) && runs(element, true)) {
+                return None;
+            }
+        }
+        if runs(ProductElement::Fp8, false) {
+            library.products = Products::Floats8;
         }
         Some(library)
+    }
+
+    /// What it runs on this GPU.
+    pub(super) const fn products(&self) -> Products {
+        self.products
     }
 
     /// Makes up its mind how to run a product.
@@ -110,11 +130,8 @@ impl Library {
             },
         );
         let enqueue = || {
-            if product.bias != DevicePtr::NULL {
-                use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-                plan.operation
-                    .set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product.bias.0)?;
-            }
+            plan.operation
+                .set_addresses(product.bias, [product.w_factors, product.x_factors])?;
             // SAFETY: the plan was made for this shape; its handles live, and nobody else uses them while `plans` is locked.
             // The library copies alpha and beta. Memory and stream are the caller's contract.
             unsafe {
@@ -152,12 +169,7 @@ impl Library {
         match plans.entry(kind) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(new) => {
-                let bias = if kind.has_bias {
-                    self.workspace.offset(ALIGNMENT_BYTES as usize)
-                } else {
-                    DevicePtr::NULL
-                };
-                let plan = Plan::new(self.handle, kind, bias);
+                let plan = Plan::new(self.handle, kind, self.workspace);
                 Ok(new.insert(plan.map_err(|error| refused("a plan of cuBLASLt", kind.shape, error))?))
             }
         }
@@ -191,15 +203,17 @@ struct Plan {
 }
 
 impl Plan {
-    /// The bias is any address that is aligned like those to come, or null.
-    fn new(handle: sys::cublasLtHandle_t, kind: Kind, bias: DevicePtr) -> Result<Self, CublasError> {
+    /// `any` is an address that is aligned like those of vectors to come.
+    fn new(handle: sys::cublasLtHandle_t, kind: Kind, any: DevicePtr) -> Result<Self, CublasError> {
         let shape = kind.shape;
-        let narrow = if shape.is_f16 == 1 {
-            sys::cudaDataType::CUDA_R_16F
-        } else {
-            sys::cudaDataType::CUDA_R_16BF
+        let (narrow, is_scaled) = match shape.element() {
+            ProductElement::Bf16 => (sys::cudaDataType::CUDA_R_16BF, false),
+            ProductElement::F16 => (sys::cudaDataType::CUDA_R_16F, false),
+            ProductElement::Fp8 => (sys::cudaDataType::CUDA_R_8F_E4M3, true),
         };
-        let operation = Operation::new(bias)?;
+        let there = |is_there| if is_there { any } else { DevicePtr::NULL };
+        let operation = Operation::new(kind.has_bias, is_scaled)?;
+        operation.set_addresses(there(kind.has_bias), [there(is_scaled); 2])?;
         let w = Layout::new(narrow, [shape.depth, shape.columns], shape.w_stride)?;
         let x = Layout::new(narrow, [shape.depth, shape.rows], shape.x_stride)?;
         let wide = sys::cudaDataType::CUDA_R_32F;
@@ -219,22 +233,42 @@ impl Plan {
     }
 }
 
-/// What is done with the matrices: the first is transposed, sums are f32, and the bias, if there is one, is as wide as the
-/// result's columns are long.
+/// What is done with the matrices: the first is transposed, sums are f32, the bias, if there is one, is as wide as the result's
+/// columns are long, and factors, if there are any, belong to the columns of either matrix as the library sees them.
 struct Operation(sys::cublasLtMatmulDesc_t);
 
 impl Operation {
-    fn new(bias: DevicePtr) -> Result<Self, CublasError> {
+    fn new(has_bias: bool, is_scaled: bool) -> Result<Self, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let operation = Self(result::create_matmul_desc(sums, sys::cudaDataType::CUDA_R_32F)?);
         operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &OPERATION_TRANSPOSE)?;
-        if bias != DevicePtr::NULL {
+        if has_bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-            operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.0)?;
+        }
+        if is_scaled {
+            let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as u32;
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
         }
         Ok(operation)
+    }
+
+    /// Where the bias lies, and the factors of the first matrix and of the second; null where there are none.
+    fn set_addresses(&self, bias: DevicePtr, factors: [DevicePtr; 2]) -> Result<(), CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let [first, second] = factors;
+        for (attribute, at) in [
+            (Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias),
+            (Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, first),
+            (Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, second),
+        ] {
+            if at != DevicePtr::NULL {
+                self.set(attribute, &at.0)?;
+            }
+        }
+        Ok(())
     }
 
     fn set<T: bytemuck::Pod>(

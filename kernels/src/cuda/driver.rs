@@ -133,16 +133,21 @@ impl TensorMap {
 }
 
 /// A matrix product of many rows that a library of the GPU's vendor runs, where the driver has one
-/// ([`Properties::has_products`]): `out[r, c] = (accumulate ? out[r, c] : 0) + bias[c] + sum_k x[r, k] w[c, k]`, sums in f32.
+/// ([`Properties::products`]): `out[r, c] = (accumulate ? out[r, c] : 0) + bias[c] + x_factors[r] w_factors[c] sum_k x[r, k] w[c, k]`,
+/// sums in f32.
 ///
-/// All addresses and strides are multiples of 16 bytes.
+/// All addresses and strides are multiples of 16 bytes. Of 8-bit floats there is no bias, and columns are a multiple of 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Product {
-    /// `[rows, depth]`, 16-bit floats.
+    /// `[rows, depth]`
     pub x: DevicePtr,
-    /// `[columns, depth]`, 16-bit floats.
+    /// `[columns, depth]`
     pub w: DevicePtr,
+    /// `[rows]` f32 if x and w are 8-bit floats, or [`DevicePtr::NULL`].
+    pub x_factors: DevicePtr,
+    /// `[columns]` f32, likewise.
+    pub w_factors: DevicePtr,
     /// `[columns]` f32, or [`DevicePtr::NULL`].
     pub bias: DevicePtr,
     /// `[rows, columns]` f32.
@@ -167,10 +172,55 @@ pub struct ProductShape {
     pub w_stride: u32,
     /// Of out.
     pub out_stride: u32,
-    /// Whether x and w are f16; they are bf16 otherwise.
-    pub is_f16: u32,
+    /// What x and w are: a [`ProductElement`].
+    pub element: u32,
     /// Whether to add to what is in out.
     pub accumulate: u32,
+}
+
+/// Numbers of a product's factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum ProductElement {
+    /// 16 bits with f32's range.
+    Bf16 = 0,
+    /// 16 bits, more exact.
+    F16 = 1,
+    /// 8 bits (e4m3), with a factor per row.
+    Fp8 = 2,
+}
+
+impl ProductElement {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Bf16, Self::F16, Self::Fp8];
+
+    /// Its bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::Fp8 => 1,
+        }
+    }
+}
+
+impl ProductShape {
+    /// What x and w are.
+    #[must_use]
+    pub const fn element(&self) -> ProductElement {
+        ProductElement::ALL[self.element as usize]
+    }
+}
+
+/// Which products a driver runs: each kind stands for those before it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Products {
+    /// None.
+    None,
+    /// Of 16-bit floats.
+    Floats16,
+    /// Of 8-bit floats.
+    Floats8,
 }
 
 impl Product {
@@ -195,8 +245,8 @@ pub struct Properties {
     pub multiprocessors: u32,
     /// Memory nobody has taken yet.
     pub free_bytes: usize,
-    /// Whether the driver runs [`Product`]s.
-    pub has_products: bool,
+    /// Which [`Product`]s the driver runs.
+    pub products: Products,
 }
 
 /// Why a driver could not do something.

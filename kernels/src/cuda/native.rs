@@ -11,7 +11,9 @@ use cudarc::driver::sys;
 
 use super::clock::{Gaps, Moment};
 use super::cublaslt::Library;
-use super::driver::{DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Properties, TensorMap};
+use super::driver::{
+    DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Products, Properties, TensorMap,
+};
 
 /// Compiled kernels: one module of code and the entry points in it.
 #[derive(Debug, Clone)]
@@ -455,7 +457,7 @@ impl Driver for NativeDriver {
                 .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
                 .unsigned_abs(),
             free_bytes,
-            has_products: inner.products.is_some(),
+            products: inner.products.as_ref().map_or(Products::None, Library::products),
         })
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use galerne_core::weights::WeightSource;
 
 use super::attention_plan::PlanShape;
-use super::driver::{DevicePtr, Driver, Properties};
+use super::driver::{DevicePtr, Driver, Products, Properties};
 use super::experts;
 use super::failed;
 use super::gates::gates;
@@ -19,7 +19,7 @@ use super::memory::{DeviceMemory, Planner, Purpose, Region};
 use super::sampler::SamplerRoom;
 use super::step::{Addresses, AttentionShapes, Model};
 use super::tables::TableLayout;
-use crate::device::{DeviceError, LoadOptions};
+use crate::device::{DeviceError, LoadOptions, Quantization};
 use crate::layout::{Layout, RowsMax, place};
 use crate::program::{AttentionLayer, Instr, MixtureSpec, Program};
 
@@ -198,7 +198,10 @@ impl<'a> ModelPlan<'a> {
             positions,
             means: Means {
                 precision: options.precision,
-                has_products: properties.has_products,
+                products: match options.quantization {
+                    Some(Quantization::Fp8W8A8) => properties.products,
+                    _ => properties.products.min(Products::Floats16),
+                },
                 has_tensor_memory: with_unchecked && properties.arch == "sm_100a",
             },
             regions,

@@ -7,7 +7,7 @@ use galerne_core::graph::Activation;
 use galerne_core::ids::BlockId;
 
 use super::attention_plan::{Plan, PlanShape};
-use super::driver::{DevicePtr, DeviceView, Driver, DriverError, Launch};
+use super::driver::{DevicePtr, DeviceView, Driver, DriverError, Launch, Products};
 use super::kv::{KvElement, KvLayer};
 use super::launch::attention::{Step, Tables, attention};
 use super::launch::elementwise::{Elementwise, elementwise};
@@ -74,12 +74,15 @@ pub fn run(driver: &Arc<dyn Driver>, sizes: Sizes, found: &mut dyn FnMut(Timing)
     }
     // So many that the library takes every format.
     let many = if tiny { 512 } else { 2_048 };
-    let has_products = driver.properties()?.has_products;
+    let products = driver.properties()?.products;
     for format in [WeightFormat::Bf16, WeightFormat::Fp8, WeightFormat::Codes4] {
         found(bench.linear(format, many, Way::Kernels)?);
-        if has_products {
+        if products >= Products::Floats16 {
             found(bench.linear(format, many, Way::Library)?);
         }
+    }
+    if products == Products::Floats8 {
+        found(bench.linear(WeightFormat::Fp8, many, Way::LibraryOf8Bits)?);
     }
     for element in [KvElement::Bf16, KvElement::Fp8] {
         let shapes: &[(u32, u32)] = if tiny {
@@ -100,6 +103,8 @@ pub fn run(driver: &Arc<dyn Driver>, sizes: Sizes, found: &mut dyn FnMut(Timing)
 enum Way {
     Kernels,
     Library,
+    /// It, with 8-bit floats on both sides.
+    LibraryOf8Bits,
     /// A kernel that ends in the activation of one half of the columns times the other.
     Gated,
 }
@@ -258,7 +263,11 @@ impl<'a> Bench<'a> {
         let workspace = self.buffer(&vec![0; linear::workspace_bytes(&matrix, rows).max(16)])?;
         let means = Means {
             precision: Precision::Auto,
-            has_products: way == Way::Library,
+            products: match way {
+                Way::Kernels | Way::Gated => Products::None,
+                Way::Library => Products::Floats16,
+                Way::LibraryOf8Bits => Products::Floats8,
+            },
             has_tensor_memory: false,
         };
         let launch = |buffer: &Buffer<'_>| {
@@ -271,7 +280,7 @@ impl<'a> Bench<'a> {
                 rows,
             };
             match way {
-                Way::Kernels | Way::Library => linear(&map, means, workspace.at),
+                Way::Kernels | Way::Library | Way::LibraryOf8Bits => linear(&map, means, workspace.at),
                 Way::Gated => gated(&map, Activation::Silu, means, workspace.at)
                     .into_iter()
                     .collect(),
@@ -281,6 +290,7 @@ impl<'a> Bench<'a> {
         let (by, written) = match way {
             Way::Kernels => ("", outer),
             Way::Library => ("-by-library", outer),
+            Way::LibraryOf8Bits => ("-w8a8-by-library", outer),
             Way::Gated => ("-gated", outer / 2),
         };
         Ok(Timing {

@@ -140,7 +140,9 @@ impl WeightFormat {
     #[must_use]
     pub const fn loaded(dtype: DType, quantization: Option<Quantization>) -> Self {
         match (dtype, quantization) {
-            (DType::F32 | DType::F16 | DType::Bf16, Some(Quantization::Fp8)) => Self::Fp8,
+            (DType::F32 | DType::F16 | DType::Bf16, Some(Quantization::Fp8 | Quantization::Fp8W8A8)) => {
+                Self::Fp8
+            }
             (DType::F32 | DType::F16 | DType::Bf16, Some(Quantization::Int4)) => Self::Int4,
             (DType::F32 | DType::F16 | DType::Bf16, Some(Quantization::Nvfp4)) => Self::Nvfp4,
             _ => Self::of(dtype),
@@ -209,6 +211,15 @@ pub struct DeviceMatrix {
     pub rows: u32,
     /// Elements per row.
     pub width: u32,
+}
+
+impl DeviceMatrix {
+    /// Where its rows' factors lie, of a format that has them.
+    #[must_use]
+    pub const fn factors(&self) -> DevicePtr {
+        let factors = self.rows.next_multiple_of(PANEL_ROWS) as usize * 4;
+        self.at.offset(self.format.bytes(self.rows, self.width) - factors)
+    }
 }
 
 /// A matrix as kernels take it: `Matrix` in `weights.cuh`.

@@ -13,7 +13,9 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
-use galerne_kernels::cuda::driver::{DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Properties};
+use galerne_kernels::cuda::driver::{
+    DevicePtr, Driver, DriverError, Graph, HostPtr, Launch, Products, Properties,
+};
 pub use lazy::Lazy;
 use mapping::Mapping;
 pub use memory::Memory;
@@ -72,7 +74,7 @@ pub fn numbers(count: usize, seed: u32, mean: f32) -> Vec<f32> {
 #[derive(Debug)]
 pub struct Shim {
     seed: u64,
-    has_products: bool,
+    products: Products,
     ran: Mutex<BTreeMap<&'static str, u64>>,
     mappings: Mutex<BTreeMap<u64, Mapping>>,
 }
@@ -83,7 +85,7 @@ impl Shim {
     pub const fn new(seed: u64) -> Self {
         Self {
             seed,
-            has_products: false,
+            products: Products::None,
             ran: Mutex::new(BTreeMap::new()),
             mappings: Mutex::new(BTreeMap::new()),
         }
@@ -93,7 +95,7 @@ impl Shim {
     #[must_use]
     pub fn with_products(self) -> Self {
         Self {
-            has_products: true,
+            products: Products::Floats8,
             ..self
         }
     }
@@ -139,7 +141,7 @@ impl Shim {
 
     fn launch(&self, launch: &Launch) -> Result<(), DriverError> {
         let number = self.count(launch.kernel);
-        if let Some(product) = launch.product().filter(|_| self.has_products) {
+        if let Some(product) = launch.product().filter(|_| self.products > Products::None) {
             // SAFETY: the business of whoever enqueued it, as for kernels.
             unsafe { product::run(&product) };
             return Ok(());
@@ -212,7 +214,7 @@ impl Driver for Shim {
             arch: "shim".to_owned(),
             multiprocessors: 4,
             free_bytes: 1 << 30,
-            has_products: self.has_products,
+            products: self.products,
         })
     }
 
@@ -275,14 +277,14 @@ impl Driver for Shim {
     }
 
     fn graph(&self, launches: &[Launch]) -> Result<Box<dyn Graph>, DriverError> {
-        let is_kernel = |launch: &&Launch| !self.has_products || launch.product().is_none();
+        let is_kernel = |launch: &&Launch| self.products == Products::None || launch.product().is_none();
         for launch in launches.iter().filter(is_kernel) {
             find(launch.kernel)?;
         }
         let shim = Self::new(self.seed);
         Ok(Box::new(Replay {
             shim: Self {
-                has_products: self.has_products,
+                products: self.products,
                 ..shim
             },
             launches: launches.to_vec(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use bytemuck::Pod;
-use galerne_kernels::cuda::driver::Driver;
+use galerne_kernels::cuda::driver::{Driver, Products};
 use galerne_kernels::cuda::image::{Arch, Image};
 use galerne_kernels::cuda::native::{Module, NativeDriver, Overlap, find};
 
@@ -17,7 +17,7 @@ const KERNELS: &str = "GALERNE_TEST_CUDA";
 /// A driver for one test.
 pub struct Rig {
     on: On,
-    has_products: bool,
+    products: Products,
 }
 
 enum On {
@@ -38,7 +38,7 @@ impl Rig {
         };
         Self {
             on,
-            has_products: false,
+            products: Products::None,
         }
     }
 
@@ -50,14 +50,16 @@ impl Rig {
             gpu @ On::Gpu(_) => gpu,
         };
         let rig = Self { on, ..self };
-        let has_products = rig.properties().is_ok_and(|properties| properties.has_products);
-        Self { has_products, ..rig }
+        let products = rig
+            .properties()
+            .map_or(Products::None, |properties| properties.products);
+        Self { products, ..rig }
     }
 
-    /// Whether the test has a library for matrix products.
+    /// What the test's library for matrix products runs.
     #[must_use]
-    pub const fn has_products(&self) -> bool {
-        self.has_products
+    pub const fn products(&self) -> Products {
+        self.products
     }
 
     /// Device memory with these numbers.

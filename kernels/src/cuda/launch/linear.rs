@@ -6,7 +6,7 @@ use super::linear_exact::linear_exact;
 use super::linear_small::{self, is_gated, linear_small};
 use super::linear_tile::{linear_tile, linear_tile_sm100};
 use super::product::{self, product};
-use crate::cuda::driver::{DevicePtr, DeviceView, Launch};
+use crate::cuda::driver::{DevicePtr, DeviceView, Launch, Products};
 use crate::cuda::weights::DeviceMatrix;
 use crate::device::Precision;
 
@@ -32,8 +32,8 @@ pub struct Linear {
 pub struct Means {
     /// Which kernels.
     pub precision: Precision,
-    /// Whether the driver runs products ([`crate::cuda::driver::Properties::has_products`]).
-    pub has_products: bool,
+    /// Which products the driver may be asked for.
+    pub products: Products,
     /// Whether `linear_tile_sm100` takes the place of the library and of `linear_tile`. Only for devices of architecture
     /// `sm_100a`. It has never run on one: nobody asks for it until it has.
     pub has_tensor_memory: bool,
@@ -60,7 +60,9 @@ pub fn linear(linear: &Linear, means: Means, workspace: DevicePtr) -> Vec<Launch
             vec![linear_small(linear, None, workspace)]
         }
         Precision::Auto if means.has_tensor_memory => linear_tile_sm100(linear, workspace),
-        Precision::Auto if means.has_products && product::is_for(linear) => product(linear, workspace),
+        Precision::Auto if product::is_for(linear, means.products) => {
+            product(linear, means.products, workspace)
+        }
         Precision::Auto => linear_tile(linear, workspace),
         Precision::F32 => vec![linear_exact(linear)],
     }

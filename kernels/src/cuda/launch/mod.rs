@@ -6,6 +6,8 @@ pub mod copy;
 pub mod dequantize;
 pub mod elementwise;
 pub mod embedding;
+pub mod fp8_round;
+pub mod fp8_rows;
 pub mod linear;
 pub mod linear_exact;
 pub mod linear_small;

@@ -1,10 +1,12 @@
 //! Launcher of linear maps of many rows by the driver's library, whose x is cast to 16 bits first, and w too where it is not stored so.
 
 use super::dequantize::dequantize;
+use super::fp8_round::fp8_round;
+use super::fp8_rows::fp8_rows;
 use super::linear::Linear;
 use super::linear_small::COUNTERS_BYTES;
 use super::linear_tile::{cast_depth, linear_cast};
-use crate::cuda::driver::{DevicePtr, Launch, Product, ProductShape};
+use crate::cuda::driver::{DevicePtr, Launch, Product, ProductElement, ProductShape, Products};
 use crate::cuda::weights::{DeviceMatrix, WeightFormat};
 
 /// From so many rows on a matrix that the library cannot read is written out for it; that it is worth it there is a guess.
@@ -17,11 +19,23 @@ const fn is_known(format: WeightFormat) -> bool {
 }
 
 /// Whether the library is for this map: it knows 16-bit floats, and wants everything aligned to 16 bytes. Code formats lie in tiles
-/// that it cannot read, 8-bit floats too: for many rows they are written out as bf16.
+/// that it cannot read: for many rows they are written out, 8-bit floats as they are where x may become such too, all others as bf16.
 #[must_use]
-pub const fn is_for(linear: &Linear) -> bool {
+pub fn is_for(linear: &Linear, products: Products) -> bool {
     let is_worth_it = is_known(linear.matrix.format) || linear.rows >= WRITTEN_ROWS_MIN;
-    is_worth_it && linear.out.is_vector_aligned() && linear.bias.0.is_multiple_of(16)
+    products > Products::None
+        && is_worth_it
+        && linear.out.is_vector_aligned()
+        && linear.bias.0.is_multiple_of(16)
+}
+
+/// Whether both factors of such a map can be 8-bit floats. Narrow ones are not worth a workspace of their own (see [`written_fp8`]).
+fn is_for_fp8(linear: &Linear, products: Products) -> bool {
+    products == Products::Floats8
+        && linear.matrix.format == WeightFormat::Fp8
+        && linear.matrix.width > 64
+        && linear.matrix.rows.is_multiple_of(16)
+        && linear.bias == DevicePtr::NULL
 }
 
 /// Outputs of a matrix that are written out at a time.
@@ -49,24 +63,30 @@ pub(super) fn workspace_bytes(matrix: &DeviceMatrix, rows: u32) -> usize {
 
 /// See [`Linear`]; one that [`is_for`] the library.
 #[must_use]
-pub fn product(linear: &Linear, workspace: DevicePtr) -> Vec<Launch> {
+pub fn product(linear: &Linear, products: Products, workspace: DevicePtr) -> Vec<Launch> {
+    let columns = written_rows(&linear.matrix);
     if is_known(linear.matrix.format) {
         stored(linear, workspace)
+    } else if is_for_fp8(linear, products) {
+        written_fp8(linear, columns, workspace)
     } else {
-        written(linear, written_rows(&linear.matrix), workspace)
+        written(linear, columns, workspace)
     }
 }
 
 fn stored(linear: &Linear, workspace: DevicePtr) -> Vec<Launch> {
     let matrix = linear.matrix;
-    let is_f16 = matrix.format == WeightFormat::F16;
+    let (element, is_f16) = match matrix.format {
+        WeightFormat::F16 => (ProductElement::F16, true),
+        _ => (ProductElement::Bf16, false),
+    };
     let x = workspace.offset(COUNTERS_BYTES);
     // Rows of w end in zeros up to this width, those of x as cast too.
     let depth = matrix.format.padded_width(matrix.width);
     let part = (matrix.at, 0, matrix.rows);
     vec![
         linear_cast(linear.x, linear.rows, is_f16, x),
-        part_of(linear, x, part, depth, is_f16).launch(),
+        part_of(linear, x, part, depth, element).launch(),
     ]
 }
 
@@ -81,7 +101,36 @@ pub fn written(linear: &Linear, columns: u32, workspace: DevicePtr) -> Vec<Launc
     for first in (0..matrix.rows).step_by(columns as usize) {
         let end = matrix.rows.min(first + columns);
         launches.push(dequantize(matrix, first..end, w, depth));
-        launches.push(part_of(linear, x, (w, first, end - first), depth, false).launch());
+        let part = part_of(linear, x, (w, first, end - first), depth, ProductElement::Bf16);
+        launches.push(part.launch());
+    }
+    launches
+}
+
+/// The same of 8-bit floats, which x becomes too, with a factor per row; `columns` is a multiple of 16. It fits where x and w fit as
+/// bf16 if the width is more than 64: a row of x takes its columns, padded to 128, and 4 bytes instead of two for each, padded to 64.
+#[must_use]
+pub fn written_fp8(linear: &Linear, columns: u32, workspace: DevicePtr) -> Vec<Launch> {
+    let matrix = linear.matrix;
+    let depth = matrix.format.padded_width(matrix.width);
+    let codes = workspace.offset(COUNTERS_BYTES);
+    let x_factors = codes.offset((linear.rows * depth) as usize);
+    let w = codes.offset(cast_bytes(&matrix, linear.rows));
+    let mut launches = vec![fp8_round(linear.x, linear.rows, (codes, x_factors), depth)];
+    for first in (0..matrix.rows).step_by(columns as usize) {
+        let end = matrix.rows.min(first + columns);
+        launches.push(fp8_rows(matrix, first..end, w));
+        let part = part_of(linear, codes, (w, first, end - first), depth, ProductElement::Fp8);
+        let product = Product {
+            x_factors,
+            w_factors: matrix.factors().offset(first as usize * 4),
+            shape: ProductShape {
+                x_stride: depth,
+                ..part.shape
+            },
+            ..part
+        };
+        launches.push(product.launch());
     }
     launches
 }
@@ -92,13 +141,15 @@ fn part_of(
     x: DevicePtr,
     (w, first, columns): (DevicePtr, u32, u32),
     depth: u32,
-    is_f16: bool,
+    element: ProductElement,
 ) -> Product {
     let bias = match linear.bias {
         DevicePtr::NULL => DevicePtr::NULL,
         bias => bias.offset(first as usize * 4),
     };
     Product {
+        x_factors: DevicePtr::NULL,
+        w_factors: DevicePtr::NULL,
         x,
         w,
         bias,
@@ -110,7 +161,7 @@ fn part_of(
             x_stride: cast_depth(linear.matrix.width),
             w_stride: depth,
             out_stride: linear.out.stride,
-            is_f16: is_f16.into(),
+            element: element as u32,
             accumulate: linear.accumulate.into(),
         },
     }
