@@ -100,7 +100,7 @@ impl Shim {
         }
     }
 
-    /// How many launches of kernels (or [`Product::KERNEL`]) whose names end so it has run, other than in graphs.
+    /// How many launches of kernels, or of products, whose names end so it has run, other than in graphs.
     #[must_use]
     pub fn ran(&self, ending: &str) -> u64 {
         let ran = locked(&self.ran);
