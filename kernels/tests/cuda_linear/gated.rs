@@ -5,12 +5,12 @@ use galerne_core::graph::Activation;
 use galerne_cuda_shim::Rig;
 use galerne_kernels::conformance::Numbers;
 use galerne_kernels::cuda::driver::DevicePtr;
-use galerne_kernels::cuda::launch::linear::{Linear, Means, gated, workspace_bytes};
+use galerne_kernels::cuda::launch::linear::{Linear, Means, gated};
 use galerne_kernels::cuda::weights::{Packing, WeightFormat};
 use galerne_kernels::device::Precision;
 
 use crate::activations::{ACTIVATIONS, activation};
-use crate::maps::{MEANS, Weights, run, view};
+use crate::maps::{MEANS, Weights, check_counters, run, view, workspace};
 
 /// Checks `function(gate) * up` of one launch against f64, and that nothing beside it changed.
 fn check_gated(rig: &Rig, weights: &Weights<'_>, function: Activation, rows: u32) {
@@ -21,9 +21,7 @@ fn check_gated(rig: &Rig, weights: &Weights<'_>, function: Activation, rows: u32
     let bias_memory = rig.memory(&bias);
     let (margin, stride) = (2, half + 4);
     let out = rig.poisoned::<f32>((rows * stride) as usize);
-    let mut zeroed = vec![0xff_u8; workspace_bytes(&weights.matrix, rows)];
-    zeroed[..1_056].fill(0);
-    let workspace = rig.memory(&zeroed);
+    let workspace = workspace(rig, weights.matrix, rows);
     let job = Linear {
         x: x_memory.view(inner, 0, inner),
         matrix: weights.matrix,
@@ -34,11 +32,7 @@ fn check_gated(rig: &Rig, weights: &Weights<'_>, function: Activation, rows: u32
     };
     let launch = gated(&job, function, MEANS, workspace.at()).expect("one launch");
     run(rig, &[launch]);
-    assert_eq!(
-        workspace.read()[..1_056],
-        [0; 1_056],
-        "the counters are left as they were"
-    );
+    check_counters(&workspace);
     let mapped = |row: usize, column: usize| -> f64 {
         let x = &x[row * inner as usize..][..inner as usize];
         let w = &weights.values[column * inner as usize..][..inner as usize];

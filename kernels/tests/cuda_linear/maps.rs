@@ -101,6 +101,21 @@ pub(crate) struct Case {
     pub(crate) precision: Precision,
 }
 
+/// Bytes of counters.
+const COUNTERS: usize = 1_056;
+
+/// A workspace for maps of so many rows: counters of 0, and any content.
+pub(crate) fn workspace(rig: &Rig, matrix: DeviceMatrix, rows: u32) -> Memory<'_, u8> {
+    let mut bytes = vec![0xff_u8; workspace_bytes(&matrix, rows)];
+    bytes[..COUNTERS].fill(0);
+    rig.memory(&bytes)
+}
+
+pub(crate) fn check_counters(workspace: &Memory<'_, u8>) {
+    let counters = &workspace.read()[..COUNTERS];
+    assert_eq!(counters, [0; COUNTERS], "the counters are left as they were");
+}
+
 /// The output rows, after checking that nothing beside them changed.
 pub(crate) fn mapped(rig: &Rig, weights: &Weights<'_>, x: &[f32], case: Case) -> Vec<f32> {
     let (inner, outer, rows) = (weights.matrix.width, weights.matrix.rows, case.rows);
@@ -117,9 +132,7 @@ pub(crate) fn mapped(rig: &Rig, weights: &Weights<'_>, x: &[f32], case: Case) ->
     let out = rig.memory(&before);
     let bias: Vec<f32> = (0..outer).map(|c| c as f32 / 64.0).collect();
     let bias = rig.memory(&bias);
-    let mut zeroed = vec![0xff_u8; workspace_bytes(&weights.matrix, rows)];
-    zeroed[..1_056].fill(0);
-    let workspace = rig.memory(&zeroed);
+    let workspace = workspace(rig, weights.matrix, rows);
     let job = Linear {
         x: x.view(x_stride, case.margin, inner),
         matrix: weights.matrix,
@@ -134,11 +147,7 @@ pub(crate) fn mapped(rig: &Rig, weights: &Weights<'_>, x: &[f32], case: Case) ->
         has_tensor_memory: false,
     };
     run(rig, &linear(&job, means, workspace.at()));
-    assert_eq!(
-        workspace.read()[..1_056],
-        [0; 1_056],
-        "the counters are left as they were"
-    );
+    check_counters(&workspace);
     let (got, mut rows_of_out) = (out.read(), Vec::new());
     for (row, before) in got
         .chunks_exact(out_stride as usize)

@@ -60,10 +60,11 @@ macro_rules! names {
 }
 pub(super) use names;
 
-/// By format and rows.
-const KERNELS: [[&str; 4]; 13] = names!("linear_small_": "_8", "_16", "_32", "_64");
-const KERNELS_GATED: [[&str; 4]; 13] =
-    names!("linear_small_": "_8_gated", "_16_gated", "_32_gated", "_64_gated");
+/// Without and with an activation, by format and rows.
+const KERNELS: [[[&str; 4]; 13]; 2] = [
+    names!("linear_small_": "_8", "_16", "_32", "_64"),
+    names!("linear_small_": "_8_gated", "_16_gated", "_32_gated", "_64_gated"),
+];
 
 /// How the columns of x are shared out. All but the stage follow from the matrix's shape alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,12 +156,7 @@ pub fn linear_small(linear: &Linear, activation: Option<Activation>, workspace: 
         stage_chunks: plan.stage_chunks,
         activation: activation_number(activation),
     };
-    let kernels = if activation.is_some() {
-        &KERNELS_GATED
-    } else {
-        &KERNELS
-    };
-    let kernel = kernels[linear.matrix.format as usize][plan.size];
+    let kernel = KERNELS[usize::from(activation.is_some())][linear.matrix.format as usize][plan.size];
     let splits = if linear.rows == 0 { 0 } else { plan.splits };
     Launch::new(kernel, [plan.blocks, splits, 1], 256, plan.shared_bytes, &params)
 }

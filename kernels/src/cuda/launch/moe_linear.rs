@@ -26,9 +26,11 @@ pub struct MoeLinearParams {
     unused: u32,
 }
 
-/// By format and rows of a tile.
-const KERNELS: [[&str; 2]; 13] = names!("moe_linear_": "_8", "_32");
-const KERNELS_GATED: [[&str; 2]; 13] = names!("moe_linear_": "_8_gated", "_32_gated");
+/// Without and with an activation, by format and rows of a tile.
+const KERNELS: [[[&str; 2]; 13]; 2] = [
+    names!("moe_linear_": "_8", "_32"),
+    names!("moe_linear_": "_8_gated", "_32_gated"),
+];
 
 /// `out[a] = x[a / x_divisor] W_e^T` for the assignments of `order` and `tiles`, which `moe_plan` made; with an activation as
 /// [`linear_small`](super::linear_small::linear_small).
@@ -53,11 +55,7 @@ pub fn moe_linear(
         activation: activation_number(activation),
         unused: 0,
     };
-    let kernels = if activation.is_some() {
-        &KERNELS_GATED
-    } else {
-        &KERNELS
-    };
+    let kernels = &KERNELS[usize::from(activation.is_some())];
     let kernel = kernels[experts.matrix.format as usize][usize::from(tiling.rows > 8)];
     Launch::new(
         kernel,
