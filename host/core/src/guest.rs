@@ -140,6 +140,9 @@ pub trait SamplerSession: Send {
     fn request_choice(&mut self, candidates: Vec<Candidate>);
     /// Called on every session that was asked something, when all of them have been.
     fn flush(&mut self) {}
+    /// Takes in an answer that has come, if that takes this thread next to no time. It comes without that too, a little later. Called
+    /// again and again while answers are watched for.
+    fn hear(&mut self) {}
     /// The index into the candidates, if it is there. Ready once per request; already bounds-checked.
     fn take_choice(&mut self) -> Answer<usize>;
 }

@@ -197,6 +197,15 @@ impl Engine {
         }
     }
 
+    /// Takes in what has come for the first sequence whose guest was asked: with it comes what others of its tenant were asked, and
+    /// all are waited for.
+    pub(crate) fn hear(&mut self) {
+        let _ = self
+            .sequences
+            .values_mut()
+            .any(|sequence| sequence.sampler.hear());
+    }
+
     /// Takes the plans and masks that have come for the step under way. How many sequences still miss one.
     pub fn settle_plans(&mut self, now: Instant) -> usize {
         let wanted = self.entries.iter().flatten().filter(|entry| entry.row.is_some());

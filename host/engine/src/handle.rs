@@ -17,6 +17,9 @@ use crate::request::{Event, EventSink, Request, SequenceError, SubmitError};
 use crate::runner::Runner;
 use crate::stats::{EngineStats, IntegrityError};
 
+/// How long the engine's thread watches for a guest's answer before it sleeps: several times what a quick guest takes.
+pub const WATCH: Duration = Duration::from_micros(100);
+
 /// How an engine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineOptions {
@@ -339,11 +342,12 @@ impl Shared {
         mailbox.woken
     }
 
-    /// Looks for a wake for a while without sleeping, and leaves its core to whoever wants it meanwhile: a guest answers in
-    /// less time than it takes to wake this thread.
-    pub(crate) fn watch(&self, limit: Duration) {
+    /// Looks for a wake for a while without sleeping, lets `hear` do what may bring one, and leaves its core to whoever wants it
+    /// meanwhile: a guest answers in less time than it takes to wake this thread.
+    pub(crate) fn watch(&self, limit: Duration, mut hear: impl FnMut()) {
         let start = Instant::now();
         while !self.mailbox().woken && start.elapsed() < limit {
+            hear();
             std::thread::yield_now();
         }
     }

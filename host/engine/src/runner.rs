@@ -8,11 +8,8 @@ use galerne_kernels::device::{DeviceError, LoadedProgram, SampleOutcome};
 
 use crate::ahead::NextStep;
 use crate::engine::{Engine, Step};
-use crate::handle::{EngineOptions, Shared};
+use crate::handle::{EngineOptions, Shared, WATCH};
 use crate::request::SequenceError;
-
-/// How long the thread watches for a guest's answer before it sleeps: several times what a quick guest takes.
-const WATCH: Duration = Duration::from_micros(100);
 
 /// How long a step that could start waits for guests that propose: many times what a quick guest takes, few of what a step
 /// takes.
@@ -153,7 +150,7 @@ impl Runner {
             if !self.program.is_running()? {
                 break;
             }
-            self.shared.watch(WATCH);
+            self.shared.watch(WATCH, || self.engine.hear());
         }
         self.program.wait()?;
         self.with_grace(self.options.guest_grace, Engine::settle_plans);
@@ -170,7 +167,7 @@ impl Runner {
             if settle(&mut self.engine, now) == 0 {
                 return;
             }
-            self.shared.watch(WATCH.min(grace));
+            self.shared.watch(WATCH.min(grace), || self.engine.hear());
             now = Instant::now();
             if now >= end || !self.shared.sleep(Some(end - now)) {
                 return;

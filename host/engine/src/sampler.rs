@@ -256,6 +256,18 @@ impl Sampler {
         }
     }
 
+    /// Takes in what has come for the open question. Whether there is one.
+    pub(crate) fn hear(&mut self) -> bool {
+        let Some(guest) = &mut self.guest else {
+            return false;
+        };
+        let is_open = !matches!(guest.question, Question::None);
+        if is_open {
+            guest.session.hear();
+        }
+        is_open
+    }
+
     /// Looks whether the open question is answered. `logprobs` is the request's.
     ///
     /// # Errors

@@ -125,10 +125,11 @@ impl GuestCore {
         store.set_epoch_deadline(SOON_TICKS.min(limit_ticks));
         let fuel = self.fuel_left(store);
         let begin = Instant::now();
-        let result = self.on_our_share(|| run(store));
+        let result = run(store);
         let state = store.data_mut();
         let waited = wait_max.saturating_sub(state.asking().left());
         let own = begin.elapsed().saturating_sub(waited);
+        state.last_call = own;
         self.host.counters.called(own, state.memory_bytes());
         if let (Some(before), Some(after)) = (fuel, self.fuel_left(store)) {
             self.host.counters.spent(&self.name, before.saturating_sub(after));
@@ -144,20 +145,6 @@ impl GuestCore {
             };
             self.counted(context.error(&error))
         })
-    }
-
-    /// In a cell: counts what the guest uses, and stands back if it is too much.
-    fn on_our_share<T>(&self, run: impl FnOnce() -> T) -> T {
-        let Some(share) = &self.host.share else {
-            return run();
-        };
-        if share.is_spent() {
-            standing::stand_back();
-        }
-        let before = standing::thread_time();
-        let result = run();
-        share.took(standing::thread_time().saturating_sub(before));
-        result
     }
 
     /// What a store has left, where that is counted.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use galerne_core::limits::GuestLimits;
 use galerne_core::pipeline::{GenerationId, Outcome};
@@ -72,6 +73,8 @@ pub(crate) struct StoreState {
     asking: Asking,
     /// Of the call under way, what is left of its time after the part before.
     pub(crate) later_ticks: u64,
+    /// How long the guest's last call took, without what it waited for the host.
+    pub(crate) last_call: Duration,
     /// What a pipeline's generations came to, until they are dropped.
     pub(crate) outcomes: BTreeMap<GenerationId, Outcome>,
 }
@@ -87,6 +90,7 @@ impl StoreState {
             denied: None,
             asking: Asking::default(),
             later_ticks: 0,
+            last_call: Duration::ZERO,
             outcomes: BTreeMap::new(),
         }
     }

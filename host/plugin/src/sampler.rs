@@ -5,7 +5,6 @@ mod versions;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use galerne_core::capability::CapabilitySession;
 use galerne_core::grammar::{GrammarId, GrammarSession};
@@ -338,7 +337,6 @@ impl SessionShared {
         }
         let live = slot.live.take();
         drop(slot);
-        let begin = Instant::now();
         let (live, answer) = match live {
             Some(mut live) => match self.run(&mut live, call, question) {
                 Ok(reply) => (Some(live), Ok(reply)),
@@ -362,12 +360,11 @@ impl SessionShared {
             return;
         }
         slot.failed = answer.as_ref().err().cloned();
-        slot.live = live;
-        slot.nature = if begin.elapsed() < QUICK_MAX {
-            Nature::Quick
-        } else {
-            Nature::Any
+        slot.nature = match &live {
+            Some(live) if live.store.data().last_call < QUICK_MAX => Nature::Quick,
+            _ => Nature::Any,
         };
+        slot.live = live;
         slot.answer = Some(answer);
         slot.open = false;
         drop(slot);

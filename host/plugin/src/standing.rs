@@ -42,6 +42,15 @@ impl Share {
         self.now().0 > AT_ONCE
     }
 
+    /// Runs what the cell's share pays for: a whole round of calls at best, since asking for a thread's time takes about a tenth of
+    /// what a quick call does.
+    pub(crate) fn pay_for<T>(&self, run: impl FnOnce() -> T) -> T {
+        let before = thread_time();
+        let result = run();
+        self.took(thread_time().saturating_sub(before));
+        result
+    }
+
     /// The cell has used so much more.
     pub(crate) fn took(&self, time: Duration) {
         // However much it was, what is over is forgiven soon after the last.
@@ -92,7 +101,7 @@ pub(crate) fn stand_back() {
 }
 
 /// CPU time of this thread.
-pub(crate) fn thread_time() -> Duration {
+fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }

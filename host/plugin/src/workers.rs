@@ -46,6 +46,8 @@ struct Queue {
 
 /// What is quick.
 pub(crate) const QUICK_MAX: Duration = Duration::from_millis(5);
+/// With so many more quick jobs than one has another thread is worth waking up: that takes as long as a few of them.
+const JOBS_EACH: usize = 8;
 /// How often a thread that stands back and has nothing to do looks whether it still has to.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
 /// For how long a helper that was held by a job helps no more.
@@ -163,6 +165,7 @@ impl Workers {
     /// Does quick jobs on this thread until none waits; others are the threads'. Whoever helps has other things to do: after a
     /// job that was not quick after all it helps no more for a second.
     pub(crate) fn help(&self) {
+        self.call_others();
         self.help_out();
         let mut queue = self.shared.queue();
         if queue.jobs.is_empty() {
@@ -175,6 +178,16 @@ impl Workers {
         self.shared.pushed.notify_all();
     }
 
+    /// Wakes threads for what is more than one should do.
+    fn call_others(&self) {
+        let queue = self.shared.queue();
+        let others = (queue.jobs.len() / JOBS_EACH).saturating_sub(1).min(queue.idle);
+        drop(queue);
+        for _ in 0..others {
+            self.shared.pushed.notify_one();
+        }
+    }
+
     fn help_out(&self) {
         let mut helpless_until = self
             .shared
@@ -185,20 +198,18 @@ impl Workers {
             return;
         }
         *helpless_until = None;
-        loop {
-            let mut queue = self.shared.queue();
-            let quick = queue.jobs.iter().position(|(nature, _)| *nature == Nature::Quick);
-            let Some((_, job)) = quick.and_then(|place| queue.jobs.remove(place)) else {
-                return;
-            };
-            drop(queue);
-            let begin = Instant::now();
-            run(job);
-            if begin.elapsed() > QUICK_MAX {
-                *helpless_until = Some(Instant::now() + HELPLESS);
-                return;
+        self.shared.on_our_share(|| {
+            let mut begin = Instant::now();
+            while let Some(job) = self.shared.next_quick() {
+                run(job);
+                let end = Instant::now();
+                if end - begin > QUICK_MAX {
+                    *helpless_until = Some(end + HELPLESS);
+                    return;
+                }
+                begin = end;
             }
-        }
+        });
     }
 }
 
@@ -231,8 +242,26 @@ impl Shared {
         }
         self.queue().idle -= 1;
         while let Some(job) = self.next() {
-            run(job);
+            if self.is_spent() {
+                standing::stand_back();
+            }
+            self.on_our_share(|| run(job));
         }
+    }
+
+    /// In a cell: counts what guests use.
+    fn on_our_share(&self, run: impl FnOnce()) {
+        match &self.share {
+            Some(share) => share.pay_for(run),
+            None => run(),
+        }
+    }
+
+    fn next_quick(&self) -> Option<Job> {
+        let mut queue = self.queue();
+        let quick = queue.jobs.iter().position(|(nature, _)| *nature == Nature::Quick);
+        let (_, job) = quick.and_then(|place| queue.jobs.remove(place))?;
+        Some(job)
     }
 
     fn next(&self) -> Option<Job> {
@@ -332,6 +361,36 @@ mod tests {
         workers.help();
         workers.help();
         assert_eq!(is_done.try_iter().collect::<Vec<u32>>(), [1, 2]);
+    }
+
+    #[test]
+    fn whoever_helps_does_not_do_much_alone() {
+        let workers = Workers::new(2, 64, GUEST_STACK_BYTES, None).with_help();
+        let (awake, is_awake) = mpsc::channel();
+        workers
+            .push(
+                Nature::Any,
+                Box::new(move || awake.send(()).expect("the test waits")),
+            )
+            .expect("room");
+        is_awake.recv_timeout(SOON).expect("a thread runs");
+        while workers.shared.queue().idle == 0 {
+            std::thread::yield_now();
+        }
+        let (last, last_ran) = mpsc::channel();
+        let (met, has_met) = mpsc::channel();
+        let push = |job: Job| workers.push(Nature::Quick, job).expect("room");
+        // Holds whoever comes first until somebody else has done the last.
+        push(Box::new(move || {
+            met.send(last_ran.recv_timeout(SOON).is_ok())
+                .expect("the test waits");
+        }));
+        for _ in 2..2 * JOBS_EACH {
+            push(Box::new(|| ()));
+        }
+        push(Box::new(move || last.send(()).expect("the first waits")));
+        workers.help();
+        assert_eq!(has_met.recv_timeout(SOON * 2), Ok(true));
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn the_questions_of_a_step_are_all_answered() {
                 .expect("a session")
         })
         .collect();
-    for position in 0..50u32 {
+    for position in 0..100u32 {
         for session in &mut sessions {
             session.request_plan(PlanStep {
                 position,
@@ -139,8 +139,16 @@ fn the_questions_of_a_step_are_all_answered() {
             });
             session.flush();
         }
+        // Whoever hears them: this thread does beside the one that reads, or that alone.
+        let hears = position % 2 == 0;
         for session in &mut sessions {
-            let plan = wait(|| session.take_plan()).expect("a plan");
+            let take = || {
+                if hears {
+                    session.hear();
+                }
+                session.take_plan()
+            };
+            let plan = wait(take).expect("a plan");
             assert_eq!(plan.temperature.to_bits(), (position as f32).to_bits());
         }
     }

@@ -9,6 +9,7 @@ use clap::Args;
 use galerne_core::filter::RequestInfo;
 use galerne_core::guest::{Answer, GuestError, PlanStep, SamplerFactory, SequenceInfo, Waker};
 use galerne_core::ids::TokenId;
+use galerne_engine::handle::WATCH;
 use galerne_plugin::PluginHost;
 use serde::Serialize;
 
@@ -108,6 +109,11 @@ fn plans(args: &GuestsBenchArgs, name: &str, factory: &dyn SamplerFactory) -> Re
             });
         }
         sessions.iter_mut().for_each(|session| session.flush());
+        let asked = Instant::now();
+        while missing.load(Ordering::Acquire) > 0 && asked.elapsed() < WATCH {
+            sessions[0].hear();
+            std::thread::yield_now();
+        }
         while missing.load(Ordering::Acquire) > 0 {
             std::thread::park();
         }

@@ -82,9 +82,20 @@ impl Frames {
         Came::Frame(std::mem::take(&mut self.frame))
     }
 
+    /// Whether no frame has begun.
+    pub(crate) fn is_between(&self) -> bool {
+        self.header_bytes == 0
+    }
+
     fn length(&self) -> usize {
         u32::from_le_bytes(self.header) as usize
     }
+}
+
+/// The first frame of these bytes, if all of it is there.
+pub(crate) fn first_frame(bytes: &[u8]) -> Option<&[u8]> {
+    let (header, rest) = bytes.split_first_chunk()?;
+    rest.get(..u32::from_le_bytes(*header) as usize)
 }
 
 /// The messages of a frame, one after the other.
@@ -133,6 +144,9 @@ mod tests {
                 .to_string()
                 .contains("at most 5 bytes")
         );
+        let bytes = frame(2, b"hi!");
+        assert_eq!(first_frame(&bytes), Some(b"hi".as_slice()));
+        assert_eq!((first_frame(&bytes[..5]), first_frame(&bytes[..3])), (None, None));
         // Four gigabytes announced, none sent.
         let (mut frames, bytes) = (Frames::new(usize::MAX), frame(u32::MAX, b""));
         let mut from = bytes.as_slice();

@@ -1,7 +1,7 @@
 //! The host's side of a cell: its process, the calls that wait for it, its end and its next start. Knows no world.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Read as _};
+use std::io::{self, BufReader, Read as _};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -14,9 +14,12 @@ use std::time::{Duration, Instant};
 
 use galerne_core::capability::CapabilityError;
 use galerne_core::limits::CellLimits;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde_bytes::ByteBuf;
 
-use super::frames::{Came, Frames, messages};
+use super::frames::{Came, Frames, HEADER_BYTES, first_frame, messages};
 use super::outbox::{Outbox, Patience, Refused, WhenFull};
 use super::protocol::{Call, CallId, Failure, GuestId, Order, Question, Reply, Said, SessionId, Settings};
 use super::questions::Questions;
@@ -33,6 +36,10 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// No call is waited for longer than this past its deadline and what it may wait for the host, even if the cell goes on
 /// answering others.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
+/// Readings between two looks at the clock.
+const READINGS_MAX: usize = 64;
+/// A longer frame is not for whoever watches for answers: the plans of a step have some tens of bytes each.
+const SHORT_BYTES: usize = 8 << 10;
 /// Bytes of a dead cell's last words that are read.
 const WORDS_BYTES_MAX: u64 = 4 << 10;
 
@@ -181,10 +188,30 @@ struct Pending {
     sink: Sink,
 }
 
+/// What has come of a cell and is not yet heard.
+struct Ear {
+    frames: Frames,
+    socket: BufReader<Coming>,
+    /// Room for a short frame.
+    short: Box<[u8; SHORT_BYTES]>,
+}
+
+/// A socket that is read without waiting.
+struct Coming(UnixStream);
+
+impl io::Read for Coming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (read, _) = recv(&self.0, buffer, RecvFlags::DONTWAIT)?;
+        Ok(read)
+    }
+}
+
 /// One process of a cell.
 pub(super) struct Connection {
     out: Outbox,
     socket: UnixStream,
+    // A std Mutex: held to hear what has come, never while waiting for more.
+    ear: Mutex<Ear>,
     started: Instant,
     /// What its guests ask.
     pub(super) questions: Questions,
@@ -207,17 +234,22 @@ impl Connection {
     fn start(cell: &Cell) -> Result<Arc<Self>, String> {
         let failed = |what: &str, error: io::Error| format!("{what}: {error}");
         let (ours, theirs) = UnixStream::pair().map_err(|error| failed("make a socket", error))?;
-        ours.set_read_timeout(Some(WATCH))
-            .map_err(|error| failed("set up a socket", error))?;
         // Only writing by the engine's thread has to be quick, and that alone heeds this.
         let to_cell = ours
             .set_write_timeout(Some(HASTE))
             .and_then(|()| ours.try_clone());
         let to_cell = to_cell.map_err(|error| failed("set up a socket", error))?;
+        let from_cell = ours.try_clone();
+        let from_cell = from_cell.map_err(|error| failed("set up a socket", error))?;
         let wait_max = cell.settings.limits.wait_max;
         let connection = Arc::new(Self {
             out: Outbox::new(to_cell),
             socket: ours,
+            ear: Mutex::new(Ear {
+                frames: Frames::new(cell.limits.message_bytes_max.saturating_mul(2)),
+                socket: BufReader::new(Coming(from_cell)),
+                short: Box::new([0; SHORT_BYTES]),
+            }),
             started: Instant::now(),
             questions: Questions::new(wait_max.max(cell.settings.limits.pipeline_wait_max)),
             patience_max: PATIENCE_MAX.saturating_add(wait_max),
@@ -375,24 +407,17 @@ impl Connection {
 
     /// On its own thread: answers calls until the process is gone, then takes it off the system's list.
     fn read(self: &Arc<Self>, mut child: Child, limits: &CellLimits) {
-        let mut frames = Frames::new(limits.message_bytes_max.saturating_mul(2));
         let mut watched = Instant::now();
         let reason = loop {
-            match frames.read(&mut &self.socket) {
-                Ok(Came::Frame(frame)) => {
-                    if let Err(reason) = messages(&frame, |said| self.heard(said)) {
-                        break format!("its cell broke the protocol: {reason}");
+            match self.hear() {
+                Ok(Heard::All) => {
+                    if let Err(error) = wait_for_more(&self.socket) {
+                        break format!("its cell's socket: {error}");
                     }
                 }
-                Ok(Came::Part) => {}
-                Ok(Came::End) => break String::new(),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break String::new(),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) => {}
-                Err(error) => break format!("its cell's socket: {error}"),
+                Ok(Heard::Some) => {}
+                Ok(Heard::End) => break String::new(),
+                Err(reason) => break reason,
             }
             if watched.elapsed() >= WATCH {
                 watched = Instant::now();
@@ -403,6 +428,68 @@ impl Connection {
         };
         let reason = last_words(&mut child, reason);
         self.end(&reason);
+    }
+
+    /// Hears what has come, but not for ever: somebody has to look at the clock.
+    fn hear(self: &Arc<Self>) -> Result<Heard, String> {
+        let mut ear = lock(&self.ear);
+        let Ear { frames, socket, .. } = &mut *ear;
+        for _ in 0..READINGS_MAX {
+            match frames.read(socket) {
+                Ok(Came::Frame(frame)) => {
+                    let heard = messages(&frame, |said| self.heard(said));
+                    heard.map_err(|reason| format!("its cell broke the protocol: {reason}"))?;
+                }
+                Ok(Came::Part) => {}
+                Ok(Came::End) => return Ok(Heard::End),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(Heard::All),
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::ConnectionReset => return Ok(Heard::End),
+                    _ => return Err(format!("its cell's socket: {error}")),
+                },
+            }
+        }
+        Ok(Heard::Some)
+    }
+
+    /// Hears a short frame of answers, if one has come. Whatever else there is is left to the thread that reads: whoever watches for
+    /// answers has little time, and a cell must not take it.
+    pub(super) fn hear_answers(self: &Arc<Self>) {
+        let Ok(mut ear) = self.ear.try_lock() else {
+            return;
+        };
+        if !(ear.frames.is_between() && ear.socket.buffer().is_empty()) {
+            return;
+        }
+        let bytes = &mut *ear.short;
+        let Ok((came, _)) = recv(&self.socket, &mut *bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK) else {
+            return;
+        };
+        let Some(frame) = first_frame(&bytes[..came.min(SHORT_BYTES)]) else {
+            return;
+        };
+        let mut answers = Vec::new();
+        let understood = messages(frame, |said| match said {
+            Said::Answer(id, result) => {
+                answers.push((id, result));
+                Ok(())
+            }
+            Said::Ask(_) => Err(String::new()),
+        });
+        if understood.is_err() {
+            return;
+        }
+        let length = HEADER_BYTES + frame.len();
+        // What was seen is there, and nobody else hears.
+        let taken = recv(&self.socket, &mut bytes[..length], RecvFlags::DONTWAIT);
+        debug_assert!(matches!(taken, Ok((taken, _)) if taken == length));
+        drop(ear);
+        for (id, result) in answers {
+            if let Err(reason) = self.answered(id, result) {
+                return self.end(&format!("its cell broke the protocol: {reason}"));
+            }
+        }
     }
 
     fn heard(self: &Arc<Self>, said: Said) -> Result<(), String> {
@@ -463,6 +550,26 @@ impl Connection {
                 )
             })
         })
+    }
+}
+
+/// How far a hearing came.
+enum Heard {
+    /// There may be more.
+    Some,
+    /// All that has come.
+    All,
+    /// The cell is gone.
+    End,
+}
+
+/// Waits until there is something to hear, or it is time to look at the clock.
+fn wait_for_more(socket: &UnixStream) -> io::Result<()> {
+    let timeout = Timespec::try_from(WATCH).ok();
+    let mut wanted = [PollFd::new(socket, PollFlags::IN)];
+    match poll(&mut wanted, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -198,6 +198,10 @@ impl SamplerSession for Session {
         self.session.connection.flush();
     }
 
+    fn hear(&mut self) {
+        self.session.connection.hear_answers();
+    }
+
     fn request_choice(&mut self, candidates: Vec<Candidate>) {
         let shown = candidates.len();
         self.ask("choose", shown, Call::Choose(self.session.id, candidates));

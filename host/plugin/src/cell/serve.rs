@@ -2,7 +2,7 @@
 //! beyond its frames and no tenant.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, BufReader};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -58,8 +58,9 @@ pub fn cell(memory_bytes: u64) -> Result<(), CellError> {
         cpu_s: None,
         memory_bytes,
     })?;
-    let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let out = Arc::new(Outbox::new(socket.try_clone()?));
+    let mut socket = BufReader::new(socket);
     let mut frames = Frames::new(FRAME_BYTES_MAX);
     let mut cell = None;
     loop {
