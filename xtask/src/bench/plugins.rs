@@ -107,7 +107,7 @@ impl Figure {
 pub(super) fn run(args: &PluginsArgs) -> Result<()> {
     guests::build_all()?;
     let bench = Bench {
-        galerne: demo::build_binary(demo::Profile::Dev)?,
+        galerne: demo::build_binary(demo::Profile::Release)?,
         data: target_dir().join("bench-plugins"),
         gguf: demo::fetch_model()?,
         args,

@@ -12,18 +12,20 @@ use serde_json::json;
 
 use super::plugins::{Bench, Figure};
 use super::server::{Load, Server};
-use super::stats::Sample;
+use super::stats::{Sample, Turns};
 use super::{machine, process};
 use crate::demo::MODEL;
 use crate::guests;
 
-/// The stream that is looked at: some seconds of one client.
+/// The stream that is looked at, once per turn: some seconds of one client.
 const STREAM: Load = Load {
     clients: 1,
-    requests: 12,
+    requests: 4,
     prompt_tokens: 20,
     output_tokens: 128,
 };
+/// Turns that each of `--runs` stands for, where a percentile is looked at.
+const TURNS_PER_RUN: u32 = 4;
 /// Between two switches of a deployment.
 const SWITCH_EVERY: Duration = Duration::from_millis(250);
 
@@ -100,12 +102,25 @@ impl<'a> Author<'a> {
         self.galerne(&["deploy", &file.display().to_string()])
     }
 
-    /// The stream's ITL p99, in ms.
-    fn stream(&self, model: &str) -> Result<f64> {
-        Ok(self
-            .server
-            .load_of(&self.bench.galerne, model, STREAM)?
-            .itl_p99_ms)
+    /// The times between a stream's tokens, in ms.
+    fn stream(&self, model: &str) -> Result<Vec<f64>> {
+        self.server.gaps(&self.bench.galerne, model, STREAM)
+    }
+
+    /// Streams alone and while `again` is done again and again, each first in turn.
+    fn turns(&self, model: &str, again: impl Fn() + Sync) -> Result<Turns> {
+        let mut turns = Turns::default();
+        for turn in 0..self.bench.runs() * TURNS_PER_RUN {
+            let beside = || meanwhile(&again, || self.stream(model));
+            if turn % 2 == 0 {
+                let alone = self.stream(model)?;
+                turns.push(alone, beside()?);
+            } else {
+                let beside = beside()?;
+                turns.push(self.stream(model)?, beside);
+            }
+        }
+        Ok(turns)
     }
 
     /// One chat request, to its end: its status.
@@ -138,34 +153,22 @@ pub(super) fn neighbour(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (name, guest) in EVIL {
         author.deploy("evil", guest)?;
-        let (mut alone, mut beside) = (Sample::default(), Sample::default());
         let calls = AtomicU32::new(0);
-        for _ in 0..bench.runs() {
-            alone.push(author.stream(MODEL)?);
-            beside.push(meanwhile(
-                || {
-                    // Its own requests fail; that they do so quickly or slowly is the guest's business.
-                    let _ = author.ask("evil");
-                    calls.fetch_add(1, Ordering::Relaxed);
-                },
-                || author.stream(MODEL),
-            )?);
-        }
-        let rise = beside.over(&alone).summary();
-        let percent = |ratio: f64| 100.0 * (ratio - 1.0);
-        figures.push(Figure {
-            name: format!("a neighbour's ITL p99 beside {name}"),
-            unit: "% more",
-            measured: percent(rise.median),
-            target: 10.0,
-            note: format!(
-                "{:.0} to {:.0}; alone {:.1} ms; {} calls of the guest",
-                percent(rise.min),
-                percent(rise.max),
-                alone.summary().median,
-                calls.load(Ordering::Relaxed)
-            ),
-        });
+        let turns = author.turns(MODEL, || {
+            // Its own requests fail; that they do so quickly or slowly is the guest's business.
+            let _ = author.ask("evil");
+            calls.fetch_add(1, Ordering::Relaxed);
+        })?;
+        let percent = |[alone, beside]: [f64; 2]| 100.0 * (beside / alone - 1.0);
+        let note = format!("{} calls of the guest", calls.load(Ordering::Relaxed));
+        figures.push(figure(
+            &format!("a neighbour's ITL p99 beside {name}"),
+            "% more",
+            10.0,
+            &turns,
+            percent,
+            &note,
+        ));
     }
     Ok(figures)
 }
@@ -183,40 +186,46 @@ pub(super) fn switch(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     };
     deploy()?;
     author.stream("switched")?;
-    let (mut alone, mut beside) = (Sample::default(), Sample::default());
-    for _ in 0..bench.runs() {
-        alone.push(author.stream("switched")?);
-        beside.push(meanwhile(
-            || {
-                // A failed switch shows in the next measurement's versions.
-                let _ = deploy();
-                std::thread::sleep(SWITCH_EVERY);
-            },
-            || author.stream("switched"),
-        )?);
-    }
-    let more = Sample(
-        beside
-            .0
-            .iter()
-            .zip(&alone.0)
-            .map(|(beside, alone)| beside - alone)
-            .collect(),
-    )
-    .summary();
-    Ok(vec![Figure {
-        name: "ITL p99 of a stream whose deployment is switched".to_owned(),
-        unit: "ms more",
-        measured: more.median,
-        target: 1.0,
+    let turns = author.turns("switched", || {
+        // A failed switch shows in the number of versions.
+        let _ = deploy();
+        std::thread::sleep(SWITCH_EVERY);
+    })?;
+    let note = format!(
+        "{} versions, each a process of its own",
+        version.load(Ordering::Relaxed)
+    );
+    Ok(vec![figure(
+        "ITL p99 of a stream whose deployment is switched",
+        "ms more",
+        1.0,
+        &turns,
+        |[alone, beside]| beside - alone,
+        &note,
+    )])
+}
+
+/// What p99s of all turns say, and how far that hangs on one of them.
+fn figure(
+    name: &str,
+    unit: &'static str,
+    target: f64,
+    turns: &Turns,
+    rise: impl Fn([f64; 2]) -> f64,
+    note: &str,
+) -> Figure {
+    let p99 = turns.p99();
+    let without_one = Sample(turns.p99_without_one().into_iter().map(&rise).collect()).summary();
+    Figure {
+        name: name.to_owned(),
+        unit,
+        measured: rise(p99),
+        target,
         note: format!(
-            "{:.1} to {:.1}; alone {:.1} ms; {} versions, each a process of its own",
-            more.min,
-            more.max,
-            alone.summary().median,
-            version.load(Ordering::Relaxed)
+            "{:.1} to {:.1} without one turn; alone {:.1} ms; {note}",
+            without_one.min, without_one.max, p99[0]
         ),
-    }])
+    }
 }
 
 /// From the first byte of a component never seen before to the last of its first answer: push, deploy, ask.

@@ -45,7 +45,6 @@ impl Bursts {
             tokens_per_s,
             ttft_p50_ms,
             itl_p50_ms,
-            itl_p99_ms: _,
         } = server.load(context, BURST)?;
         self.tokens_per_s.push(tokens_per_s);
         self.ttft_ms.push(ttft_p50_ms);

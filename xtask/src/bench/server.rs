@@ -33,7 +33,6 @@ pub(super) struct Served {
     pub(super) tokens_per_s: f64,
     pub(super) ttft_p50_ms: f64,
     pub(super) itl_p50_ms: f64,
-    pub(super) itl_p99_ms: f64,
 }
 
 /// A running server, ended when dropped.
@@ -145,11 +144,16 @@ impl Server {
 
     /// Lets clients stream until all their requests are answered.
     pub(super) fn load(&self, context: &Context, load: Load) -> Result<Served> {
-        self.load_of(&context.galerne, self.model, load)
+        parse(&process::finish(&mut self.bench(&context.galerne, self.model, load))?.stdout)
     }
 
-    /// The same, of this model or deployment.
-    pub(super) fn load_of(&self, galerne: &Path, model: &str, load: Load) -> Result<Served> {
+    /// The same, of this model or deployment: the times between tokens, in ms.
+    pub(super) fn gaps(&self, galerne: &Path, model: &str, load: Load) -> Result<Vec<f64>> {
+        let mut command = self.bench(galerne, model, load);
+        parse_gaps(&process::finish(command.arg("--gaps"))?.stdout)
+    }
+
+    fn bench(&self, galerne: &Path, model: &str, load: Load) -> Command {
         let mut command = Command::new(galerne);
         command.args(["bench", "serve", "--json", "--url", &self.url, "--model", model]);
         for (name, value) in [
@@ -160,7 +164,7 @@ impl Server {
         ] {
             command.arg(format!("--{name}={value}"));
         }
-        parse(&process::finish(&mut command)?.stdout)
+        command
     }
 
     /// The most memory it ever held, in bytes; that of its children is not counted.
@@ -187,17 +191,27 @@ fn healthy(port: u16) -> bool {
     ask().is_ok_and(|line| line.split_whitespace().nth(1) == Some("200"))
 }
 
-fn parse(json: &str) -> Result<Served> {
+/// What `galerne bench serve --json` printed.
+fn figures(json: &str) -> Result<Value> {
     let figures: Value =
         serde_json::from_str(json).context("read what galerne bench serve --json printed")?;
     let errors = figures["errors"].as_u64().unwrap_or(0);
     ensure!(errors == 0, "{errors} requests of the burst failed");
+    Ok(figures)
+}
+
+fn parse_gaps(json: &str) -> Result<Vec<f64>> {
+    let gaps = figures(json)?["gaps_ms"].take();
+    serde_json::from_value(gaps).context("read the times between tokens")
+}
+
+fn parse(json: &str) -> Result<Served> {
+    let figures = figures(json)?;
     let number = |value: &Value| value.as_f64().context("galerne bench serve left out a figure");
     Ok(Served {
         tokens_per_s: number(&figures["output_tokens_per_s"])?,
         ttft_p50_ms: number(&figures["ttft_ms"]["p50"])?,
         itl_p50_ms: number(&figures["itl_ms"]["p50"])?,
-        itl_p99_ms: number(&figures["itl_ms"]["p99"])?,
     })
 }
 
@@ -213,7 +227,6 @@ mod tests {
             tokens_per_s: 1_290.5,
             ttft_p50_ms: 260.0,
             itl_p50_ms: 20.0,
-            itl_p99_ms: 60.0,
         };
         assert_eq!(parse(json).expect("parse"), served);
         assert!(parse(&json.replace("\"errors\":0", "\"errors\":1")).is_err());

@@ -43,6 +43,47 @@ impl Sample {
     }
 }
 
+/// Times of many turns of two ways, taken in turn. Slow times are rare: a turn alone has too few to tell a percentile by.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    alone: Vec<Vec<f64>>,
+    beside: Vec<Vec<f64>>,
+}
+
+impl Turns {
+    pub(super) fn push(&mut self, alone: Vec<f64>, beside: Vec<f64>) {
+        self.alone.push(alone);
+        self.beside.push(beside);
+    }
+
+    /// The 99th percentile of either side, of all turns together.
+    pub(super) fn p99(&self) -> [f64; 2] {
+        [&self.alone, &self.beside].map(|side| p99(side.iter()))
+    }
+
+    /// The same without one of the turns, for each of them.
+    pub(super) fn p99_without_one(&self) -> Vec<[f64; 2]> {
+        let rest = |side: &[Vec<f64>], without: usize| {
+            p99(side
+                .iter()
+                .enumerate()
+                .filter(|(turn, _)| *turn != without)
+                .map(|(_, times)| times))
+        };
+        (0..self.alone.len())
+            .map(|without| [&self.alone, &self.beside].map(|side| rest(side, without)))
+            .collect()
+    }
+}
+
+/// By the nearest rank; 0 without times.
+fn p99<'a>(turns: impl Iterator<Item = &'a Vec<f64>>) -> f64 {
+    let mut times: Vec<f64> = turns.flatten().copied().collect();
+    times.sort_by(f64::total_cmp);
+    let rank = (times.len() * 99).div_ceil(100);
+    rank.checked_sub(1).map_or(0.0, |at| times[at])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +101,16 @@ mod tests {
         // The machine halves its speed between the alternations; the ratio does not notice.
         let ratios = Sample(vec![20.0, 10.0]).over(&Sample(vec![10.0, 5.0]));
         assert_eq!(ratios, Sample(vec![2.0, 2.0]));
+    }
+
+    #[test]
+    fn a_percentile_is_of_all_turns_together() {
+        let mut turns = Turns::default();
+        // One slow time in a hundred, all of them in the second turn.
+        turns.push(vec![1.0; 100], vec![2.0; 100]);
+        turns.push([vec![1.0; 97], vec![9.0; 3]].concat(), vec![2.0; 100]);
+        assert_eq!(turns.p99(), [9.0, 2.0]);
+        assert_eq!(turns.p99_without_one(), [[9.0, 2.0], [1.0, 2.0]]);
+        assert_eq!(Turns::default().p99(), [0.0, 0.0]);
     }
 }

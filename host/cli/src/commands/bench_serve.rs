@@ -53,6 +53,9 @@ pub(super) struct ServeBenchArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// In the JSON, also every time between two pieces of text
+    #[arg(long, requires = "json")]
+    gaps: bool,
 }
 
 pub(super) fn run(args: &ServeBenchArgs) -> Result<()> {
@@ -288,6 +291,9 @@ struct Report {
     ttft_ms: Quantiles,
     /// Absent where every answer came in one piece.
     itl_ms: Option<Quantiles>,
+    /// All that `itl_ms` is of, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gaps_ms: Option<Vec<f64>>,
     errors: usize,
     first_error: Option<String>,
 }
@@ -313,17 +319,24 @@ impl Report {
                 .context("every request failed"));
         };
         let prompts: Vec<u64> = answers.iter().filter_map(|answer| answer.prompt_tokens).collect();
-        let output_tokens = answers.iter().map(|answer| answer.output_tokens).sum();
+        let (requests, output_tokens) = (
+            answers.len() + errors,
+            answers.iter().map(|answer| answer.output_tokens).sum(),
+        );
+        let gaps: Vec<Duration> = answers.into_iter().flat_map(|answer| answer.gaps).collect();
         Ok(Self {
             clients: args.clients.get(),
-            requests: answers.len() + errors,
+            requests,
             prompt_tokens: (!prompts.is_empty())
                 .then(|| prompts.iter().sum::<u64>() as f64 / prompts.len() as f64),
             output_tokens,
             wall_s: wall.as_secs_f64(),
             output_tokens_per_s: output_tokens as f64 / wall.as_secs_f64(),
             ttft_ms,
-            itl_ms: Quantiles::of(answers.into_iter().flat_map(|answer| answer.gaps).collect()),
+            gaps_ms: args
+                .gaps
+                .then(|| gaps.iter().map(|gap| gap.as_secs_f64() * 1e3).collect()),
+            itl_ms: Quantiles::of(gaps),
             errors,
             first_error: failure.map(|error| crate::report(&error)),
         })
