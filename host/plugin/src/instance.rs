@@ -125,7 +125,10 @@ impl GuestCore {
         store.set_epoch_deadline(SOON_TICKS.min(limit_ticks));
         let fuel = self.fuel_left(store);
         let begin = Instant::now();
-        let result = run(store);
+        let result = match &self.host.share {
+            Some(share) => share.pay_for(|| run(store)),
+            None => run(store),
+        };
         let state = store.data_mut();
         let waited = wait_max.saturating_sub(state.asking().left());
         let own = begin.elapsed().saturating_sub(waited);

@@ -42,12 +42,20 @@ impl Share {
         self.now().0 > AT_ONCE
     }
 
-    /// Runs what the cell's share pays for: a whole round of calls at best, since asking for a thread's time takes about a tenth of
-    /// what a quick call does.
+    /// Runs what the cell's share pays for; stands back before it if nothing is left. What is within it is paid for with it: asking
+    /// for a thread's time takes about a tenth of what a quick call does, so a round of them asks once.
     pub(crate) fn pay_for<T>(&self, run: impl FnOnce() -> T) -> T {
+        if PAYS.get() {
+            return run();
+        }
+        if self.is_spent() {
+            stand_back();
+        }
+        let paying = Paying::begin();
         let before = thread_time();
         let result = run();
         self.took(thread_time().saturating_sub(before));
+        drop(paying);
         result
     }
 
@@ -80,6 +88,24 @@ enum Place {
 
 thread_local! {
     static PLACE: Cell<Place> = const { Cell::new(Place::Fixed) };
+    /// Whether the cell's share pays for what this thread does.
+    static PAYS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While this lives, the cell's share pays for what the thread does. Ends in a panic too.
+struct Paying;
+
+impl Paying {
+    fn begin() -> Self {
+        PAYS.set(true);
+        Self
+    }
+}
+
+impl Drop for Paying {
+    fn drop(&mut self) {
+        PAYS.set(false);
+    }
 }
 
 /// Lets [`stand_back`] move this thread.
@@ -139,6 +165,26 @@ mod tests {
         // As if that had been a minute ago.
         share.used.lock().expect("whole").1 -= Duration::from_mins(1);
         assert!(!share.is_spent());
+    }
+
+    #[test]
+    fn what_is_within_a_round_is_paid_for_once() {
+        let busy = |time: Duration| {
+            let begin = thread_time();
+            while thread_time() - begin < time {}
+        };
+        let part = AT_ONCE / 5;
+        let share = Share::new(1);
+        share.pay_for(|| {
+            share.pay_for(|| busy(part));
+            assert_eq!(share.now().0, Duration::ZERO, "the round pays");
+            busy(part);
+        });
+        // No less the part of the machine that the cell may use all the time.
+        let (used, _) = *share.now();
+        assert!((part / 4..4 * part).contains(&used), "{used:?}");
+        let broken = std::panic::catch_unwind(|| share.pay_for(|| panic!("expected by this test")));
+        assert!(broken.is_err() && !PAYS.get());
     }
 
     #[test]

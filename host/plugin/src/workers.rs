@@ -198,7 +198,7 @@ impl Workers {
             return;
         }
         *helpless_until = None;
-        self.shared.on_our_share(|| {
+        let mut round = || {
             let mut begin = Instant::now();
             while let Some(job) = self.shared.next_quick() {
                 run(job);
@@ -209,7 +209,11 @@ impl Workers {
                 }
                 begin = end;
             }
-        });
+        };
+        match &self.shared.share {
+            Some(share) => share.pay_for(round),
+            None => round(),
+        }
     }
 }
 
@@ -242,18 +246,7 @@ impl Shared {
         }
         self.queue().idle -= 1;
         while let Some(job) = self.next() {
-            if self.is_spent() {
-                standing::stand_back();
-            }
-            self.on_our_share(|| run(job));
-        }
-    }
-
-    /// In a cell: counts what guests use.
-    fn on_our_share(&self, run: impl FnOnce()) {
-        match &self.share {
-            Some(share) => share.pay_for(run),
-            None => run(),
+            run(job);
         }
     }
 

@@ -191,10 +191,9 @@ fn a_closed_session_with_an_open_question_is_no_error() {
             accepted: vec![],
         });
         session.flush();
-        assert!(matches!(
-            session.take_plan(),
-            Answer::Pending | Answer::Ready(Ok(_))
-        ));
+        if let Answer::Ready(plan) = session.take_plan() {
+            plan.expect("an open question is no error");
+        }
     }
 }
 
