@@ -57,6 +57,7 @@ mod limiter;
 mod loader;
 mod model;
 mod pipeline;
+mod question;
 mod runtime;
 mod sampler;
 mod sandbox;

@@ -21,6 +21,7 @@ use crate::grammar::desk::{Desk, not_held};
 use crate::inspect;
 use crate::instance::GuestCore;
 use crate::limiter::StoreState;
+use crate::question::Question;
 use crate::workers::{Nature, QUICK_MAX};
 use versions::{Linked, Sampler};
 
@@ -162,7 +163,7 @@ struct Live {
     resource: ResourceAny,
 }
 
-enum Question {
+enum Ask {
     Plan(PlanStep),
     Choice(Vec<Candidate>),
 }
@@ -179,12 +180,7 @@ enum Reply {
 struct Slot {
     /// The instance, while no question is being answered and none has failed.
     live: Option<Live>,
-    /// A question waits or is being answered.
-    open: bool,
-    /// The answer to the last question, until it is taken.
-    answer: Option<Result<Reply, GuestError>>,
-    /// The first failure; it answers all later questions.
-    failed: Option<GuestError>,
+    question: Question<Reply>,
     /// The session is gone: its open question needs no answer.
     closed: bool,
     /// How long its last question took.
@@ -210,21 +206,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    fn ask(&self, call: &'static str, question: Question) {
+    fn ask(&self, call: &'static str, ask: Ask) {
         let mut slot = self.shared.slot();
-        if slot.open {
-            // The first question's answer stands; the engine sees its own mistake in the log.
-            self.shared
-                .core
-                .host_bug(call, "a second question while one is open");
+        if !slot.question.ask(&self.shared.core, call) {
             return;
         }
-        if let Some(error) = &slot.failed {
-            slot.answer = Some(Err(error.clone()));
-            return;
-        }
-        slot.open = true;
-        slot.answer = None;
         let nature = if self.shared.waits {
             Nature::Any
         } else {
@@ -237,7 +223,7 @@ impl Session {
             .core
             .host
             .workers
-            .push(nature, Box::new(move || shared.answer(call, question)))
+            .push(nature, Box::new(move || shared.answer(call, ask)))
             .is_err()
         {
             self.shared.queue_full(call);
@@ -255,22 +241,7 @@ impl Session {
 
     /// The answer, if it is there, as `pick` sees it.
     fn take<T>(&self, call: &'static str, pick: impl FnOnce(Reply) -> Option<T>) -> Answer<T> {
-        let mut slot = self.shared.slot();
-        if slot.open {
-            return Answer::Pending;
-        }
-        let answer = slot.answer.take();
-        drop(slot);
-        Answer::Ready(match answer {
-            Some(Ok(reply)) => {
-                pick(reply).ok_or_else(|| self.shared.core.host_bug(call, "took another question's answer"))
-            }
-            Some(Err(error)) => Err(error),
-            None => Err(self
-                .shared
-                .core
-                .host_bug(call, "took an answer without a question")),
-        })
+        self.shared.slot().question.take(&self.shared.core, call, pick)
     }
 }
 
@@ -279,7 +250,7 @@ impl SamplerSession for Session {
         if let Some(desk) = &self.shared.desk {
             desk.drawn(&step.accepted);
         }
-        self.ask("plan", Question::Plan(step));
+        self.ask("plan", Ask::Plan(step));
     }
 
     fn take_plan(&mut self) -> Answer<SamplingPlan> {
@@ -301,7 +272,7 @@ impl SamplerSession for Session {
     }
 
     fn request_choice(&mut self, candidates: Vec<Candidate>) {
-        self.ask("choose", Question::Choice(candidates));
+        self.ask("choose", Ask::Choice(candidates));
     }
 
     fn take_choice(&mut self) -> Answer<usize> {
@@ -330,7 +301,7 @@ impl SessionShared {
     }
 
     /// On a worker thread: answers the open question and wakes the engine.
-    fn answer(&self, call: &'static str, question: Question) {
+    fn answer(&self, call: &'static str, ask: Ask) {
         let mut slot = self.slot();
         if slot.closed {
             return;
@@ -338,7 +309,7 @@ impl SessionShared {
         let live = slot.live.take();
         drop(slot);
         let (live, answer) = match live {
-            Some(mut live) => match self.run(&mut live, call, question) {
+            Some(mut live) => match self.run(&mut live, call, ask) {
                 Ok(reply) => (Some(live), Ok(reply)),
                 // The store is dropped before anybody hears of the failure, so that its slot is free by then.
                 Err(error) => {
@@ -359,24 +330,22 @@ impl SessionShared {
             drop(live);
             return;
         }
-        slot.failed = answer.as_ref().err().cloned();
         slot.nature = match &live {
             Some(live) if live.store.data().last_call < QUICK_MAX => Nature::Quick,
             _ => Nature::Any,
         };
         slot.live = live;
-        slot.answer = Some(answer);
-        slot.open = false;
+        slot.question.answer(answer);
         drop(slot);
         (self.waker)();
     }
 
-    fn run(&self, live: &mut Live, call: &'static str, question: Question) -> Result<Reply, GuestError> {
+    fn run(&self, live: &mut Live, call: &'static str, ask: Ask) -> Result<Reply, GuestError> {
         // A panic below is a bug of the host. It ends this request; the worker and its other sessions go on.
         // Unwind safety: the store is dropped after any error.
-        catch_unwind(AssertUnwindSafe(|| match question {
-            Question::Plan(step) => self.plan(live, &step),
-            Question::Choice(candidates) => self.choose(live, &candidates).map(Reply::Choice),
+        catch_unwind(AssertUnwindSafe(|| match ask {
+            Ask::Plan(step) => self.plan(live, &step),
+            Ask::Choice(candidates) => self.choose(live, &candidates).map(Reply::Choice),
         }))
         .unwrap_or_else(|_| Err(self.core.host_bug(call, "panic, see standard error")))
     }
@@ -427,8 +396,6 @@ impl SessionShared {
             call: call.into(),
             limit: "the queue of questions to guests is full; try again later".to_owned(),
         };
-        let mut slot = self.slot();
-        slot.open = false;
-        slot.answer = Some(Err(error));
+        self.slot().question.refuse(error);
     }
 }

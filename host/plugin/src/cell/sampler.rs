@@ -13,6 +13,7 @@ use super::guests::{CellGuest, CellSession};
 use super::outbox::WhenFull;
 use super::protocol::{Call, Failure, Reply};
 use crate::grammar::desk::Desk;
+use crate::question::Question;
 use crate::sampler::{Planned, desk, plan_error, planned};
 
 /// A sampler in a cell.
@@ -40,7 +41,7 @@ impl SamplerFactory for CellSampler {
             vocabulary: info.vocabulary,
             desk,
             waker,
-            slot: Mutex::default(),
+            question: Mutex::default(),
         };
         Ok(Box::new(Session {
             session,
@@ -57,23 +58,13 @@ enum Given {
 }
 
 /// Where the engine's thread and the one that reads meet.
-#[derive(Default)]
-struct Slot {
-    /// A question is on its way.
-    open: bool,
-    /// The answer to the last question, until it is taken.
-    answer: Option<Result<Given, GuestError>>,
-    /// The first failure; it answers all later questions.
-    failed: Option<GuestError>,
-}
-
 struct Shared {
     guest: Arc<CellGuest>,
     vocabulary: u32,
     desk: Option<Arc<Desk>>,
     waker: Waker,
     // A std Mutex: held for moves only.
-    slot: Mutex<Slot>,
+    question: Mutex<Question<Given>>,
 }
 
 struct Session {
@@ -84,9 +75,9 @@ struct Session {
 }
 
 impl Shared {
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        // A panic while the lock is held leaves a whole slot: every change is a single assignment.
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    fn question(&self) -> MutexGuard<'_, Question<Given>> {
+        // A panic while the lock is held leaves a whole question: every change is a few assignments.
+        self.question.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// On the thread that reads, or at once if the question could not be sent.
@@ -95,11 +86,7 @@ impl Shared {
             Ok(reply) => self.checked(call, candidates, reply),
             Err(failure) => Err(self.guest.failure(call, failure)),
         };
-        let mut slot = self.slot();
-        slot.failed = answer.as_ref().err().cloned();
-        slot.answer = Some(answer);
-        slot.open = false;
-        drop(slot);
+        self.question().answer(answer);
         (self.waker)();
     }
 
@@ -127,20 +114,9 @@ impl Shared {
 
 impl Session {
     fn ask(&self, name: &'static str, candidates: usize, call: Call) {
-        let mut slot = self.shared.slot();
-        if slot.open {
-            // The first question's answer stands; the engine sees its own mistake in the log.
-            let core = &self.shared.guest.core;
-            core.host_bug(name, "a second question while one is open");
+        if !self.shared.question().ask(&self.shared.guest.core, name) {
             return;
         }
-        if let Some(error) = &slot.failed {
-            slot.answer = Some(Err(error.clone()));
-            return;
-        }
-        slot.open = true;
-        slot.answer = None;
-        drop(slot);
         let shared = Arc::clone(&self.shared);
         let sink = Box::new(move |result| shared.answered(name, candidates, result));
         let deadline = self.shared.guest.core.limits().step_deadline;
@@ -151,20 +127,7 @@ impl Session {
 
     /// The answer, if it is there, as `pick` sees it.
     fn take<T>(&self, call: &'static str, pick: impl FnOnce(Given) -> Option<T>) -> Answer<T> {
-        let mut slot = self.shared.slot();
-        if slot.open {
-            return Answer::Pending;
-        }
-        let answer = slot.answer.take();
-        drop(slot);
-        let core = &self.shared.guest.core;
-        Answer::Ready(match answer {
-            Some(Ok(given)) => {
-                pick(given).ok_or_else(|| core.host_bug(call, "took another question's answer"))
-            }
-            Some(Err(error)) => Err(error),
-            None => Err(core.host_bug(call, "took an answer without a question")),
-        })
+        self.shared.question().take(&self.shared.guest.core, call, pick)
     }
 }
 
